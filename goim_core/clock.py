@@ -1,0 +1,136 @@
+"""Time: a clock that tests can own, and one wheel of deadlines for everything that may be late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import anyio
+import anyio.lowlevel
+from sortedcontainers import SortedDict
+
+__all__ = ["Clock", "Deadlines", "SystemClock", "Timed", "Timer"]
+
+
+class Clock(Protocol):
+    """Where time comes from. Seconds, from any starting point, never backwards."""
+
+    def now(self) -> float:
+        """The time."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when ``seconds`` have passed."""
+
+
+class SystemClock:
+    """The machine's monotonic clock."""
+
+    def now(self) -> float:
+        """Seconds of :func:`time.monotonic`."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep in the running event loop."""
+        await anyio.sleep(seconds)
+
+
+class Timed(Protocol):
+    """Something with a deadline. ``slot`` belongs to the wheel, and is None while it is not in it."""
+
+    slot: set[Timed] | None
+
+    def due(self) -> float:
+        """When it has to be called, on the wheel's clock. May move later without telling the wheel."""
+
+    def on_deadline(self) -> None:
+        """The time of :meth:`due` has come. It is out of the wheel."""
+
+
+class Timer:
+    """A deadline that calls ``action`` once."""
+
+    __slots__ = ("_action", "_due", "slot")
+
+    def __init__(self, due: float, action: Callable[[], object]) -> None:
+        self._due = due
+        self._action = action
+        self.slot: set[Timed] | None = None
+
+    def due(self) -> float:
+        """When the action is called."""
+        return self._due
+
+    def on_deadline(self) -> None:
+        """Call the action."""
+        self._action()
+
+
+class Deadlines:
+    """A coarse wheel: a set of :class:`Timed` for each ``tick`` seconds in which some fall due.
+
+    A deadline that moves later costs nothing: its entry is looked at when the old time comes, and put
+    back. That is what a heartbeat does, so it must be free. One that moves earlier is watched again.
+    A deadline is kept to within one tick, never early.
+    """
+
+    def __init__(self, clock: Clock, tick: float = 0.25) -> None:
+        self.clock = clock
+        self._tick = tick
+        self._slots: SortedDict[int, set[Timed]] = SortedDict()
+
+    def watch(self, timed: Timed) -> None:
+        """Put ``timed`` in the slot of its :meth:`~Timed.due`, out of the one it is in."""
+        if timed.slot is not None:
+            timed.slot.discard(timed)
+        tick = int(timed.due() / self._tick) + 1
+        slot = self._slots.get(tick)
+        if slot is None:
+            slot = self._slots[tick] = set()
+        slot.add(timed)
+        timed.slot = slot
+
+    def forget(self, timed: Timed) -> None:
+        """Take ``timed`` out, if it is in."""
+        if timed.slot is not None:
+            timed.slot.discard(timed)
+            timed.slot = None
+
+    def expire(self, limit: int = 1000) -> bool:
+        """Call what is due, looking at up to ``limit`` entries; True when some are left to look at."""
+        now = self.clock.now()
+        while self._slots:
+            tick, slot = self._slots.peekitem(0)
+            if tick * self._tick > now:
+                return False
+            while slot:
+                if not limit:
+                    return True
+                limit -= 1
+                timed = slot.pop()
+                timed.slot = None
+                if timed.due() > now:
+                    self.watch(timed)
+                else:
+                    timed.on_deadline()
+            del self._slots[tick]
+        return False
+
+    @contextmanager
+    def move_on_after(self, seconds: float) -> Iterator[anyio.CancelScope]:
+        """Cancel the block after ``seconds`` of the wheel's clock; ``cancelled_caught`` says whether."""
+        with anyio.CancelScope() as scope:
+            timer = Timer(self.clock.now() + seconds, scope.cancel)
+            self.watch(timer)
+            try:
+                yield scope
+            finally:
+                self.forget(timer)
+
+    async def run(self) -> None:
+        """Keep the deadlines until cancelled."""
+        while True:
+            await self.clock.sleep(self._tick)
+            while self.expire():
+                await anyio.lowlevel.checkpoint()

@@ -1,0 +1,423 @@
+"""One socket's life, from its acceptance to its end. Sync; called by the reactor and by deadlines.
+
+========= =================================== ======================== =================================
+stage     what arrives                        what it does             its deadline ends it with
+========= =================================== ======================== =================================
+HANDSHAKE the WebSocket or TLS handshake      answered, then AUTH      HANDSHAKE_TIMEOUT
+AUTH      an auth frame                       admitted: LIVE, or told  AUTH_TIMEOUT
+          any other frame                     skipped, as goim does
+LIVE      a frame                             answered                 HEARTBEAT_TIMEOUT
+CLOSING   anything                            thrown away              (at once)
+========= =================================== ======================== =================================
+
+A connection in CLOSING has been told why and has shut down its side. It waits for the peer's end a
+moment: closing a socket with unread bytes in it would reset the connection, and the reason would be
+lost on the way. CLOSED is for good.
+
+While an async hook has a frame of a connection, the connection is not read: what follows waits in the
+kernel, in order, and costs no memory here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TypeVar
+
+import anyio
+from attrs import define, field
+
+from goim_core.channel import NOBODY, Channel, Counters
+from goim_core.clock import Deadlines, Timed
+from goim_core.comet import Comet
+from goim_core.errors import CloseCode, Disconnect, ErrorCode, ProtocolError, Refused
+from goim_core.flow import Exchanges, Flow
+from goim_core.hooks import AuthRequest, Session
+from goim_core.logic import Logic
+from goim_core.options import Options
+from goim_core.protocol import Frame, Op, encode
+from goim_core.reactor import Reactor
+from goim_core.tls import TLSSocket
+from goim_core.wire import Answer, Wire
+
+__all__ = ["Connection", "Edge", "Stage"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("goim_core.connection")
+
+READ_BYTES = 1 << 14
+"""How much of one connection is read in a turn."""
+FRAMES_A_TURN = 64
+"""How many frames of one connection are handled in a turn."""
+
+
+class Stage(IntEnum):
+    """Where a connection is in its life."""
+
+    HANDSHAKE = 0
+    AUTH = 1
+    LIVE = 2
+    CLOSING = 3
+    CLOSED = 4
+
+
+@define(eq=False)
+class Edge:
+    """What all connections of a server share. ``empty`` is set when the last of them has ended."""
+
+    comet: Comet
+    logic: Logic
+    exchanges: Exchanges
+    reactor: Reactor
+    deadlines: Deadlines
+    options: Options
+    counters: Counters
+    empty: anyio.Event = field(factory=anyio.Event)
+
+
+@define(eq=False, weakref_slot=False)
+class Connection:
+    """One client socket: a :class:`~goim_core.channel.Port` and a source of the reactor."""
+
+    sock: socket.socket | TLSSocket
+    wire: Wire
+    edge: Edge
+    stage: Stage
+    deadline: float
+    channel: Channel = field(init=False)
+    slot: set[Timed] | None = None
+    busy: bool = False
+    """Not to be read now: an async hook has a frame of it, or its share of this turn is used up."""
+    unwatched: bool = False
+    """The reactor was told not to look for bytes to read."""
+    why: Disconnect | None = None
+
+    @classmethod
+    def open(
+        cls, sock: socket.socket | TLSSocket, wire: Wire, edge: Edge, stage: Stage, address: str
+    ) -> None:
+        """Begin the life of an accepted socket. Raises OSError where the reactor has no room for it."""
+        options = edge.options
+        timeout = options.auth_timeout if stage is Stage.AUTH else options.handshake_timeout
+        connection = cls(sock, wire, edge, stage, edge.deadlines.clock.now() + timeout)
+        connection.channel = Channel(sock, wire.form, connection, address)
+        if isinstance(sock, TLSSocket):
+            sock.on_blocked = connection.want_write
+        edge.reactor.add(sock, connection)
+        edge.deadlines.watch(connection)
+        edge.counters.opened += 1
+
+    @property
+    def options(self) -> Options:
+        """See :class:`~goim_core.channel.Port`."""
+        return self.edge.options
+
+    @property
+    def counters(self) -> Counters:
+        """See :class:`~goim_core.channel.Port`."""
+        return self.edge.counters
+
+    # What the reactor calls.
+
+    def on_readable(self) -> None:
+        """Read a share of what has come, and handle it."""
+        if self.busy and self.stage < Stage.CLOSING:
+            if self.unwatched:  # then only an error or a hang-up is reported
+                self.lost(ConnectionResetError("connection reset"))
+            else:
+                self.unwatched = True
+                self._watch()
+            return
+        try:
+            data = self.sock.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.lost(error)
+            return
+        if not data:
+            self.lost(ConnectionResetError("connection closed by the peer"))
+        elif self.stage < Stage.CLOSING:
+            self.wire.receive(data)
+            self._on_events()
+
+    def on_writable(self) -> None:
+        """Send what waits."""
+        try:
+            if isinstance(self.sock, TLSSocket) and not self.sock.flush():
+                return
+        except OSError as error:
+            self.lost(error)
+            return
+        if self.channel.flush():
+            self._watch()
+            if self.stage is Stage.CLOSING:
+                self._shut()
+        elif self.stage is not Stage.CLOSED:
+            self._expect_write()
+
+    def on_turn(self) -> None:
+        """Go on where the last turn, or a hook, left off."""
+        self.busy = False
+        if self.stage >= Stage.CLOSING:
+            self._disconnected()
+            return
+        self._on_events()
+        if self.unwatched and not self.busy and self.stage < Stage.CLOSING:
+            self.unwatched = False
+            self._watch()
+
+    # What the wheel of deadlines calls.
+
+    def due(self) -> float:
+        """The nearer of the stage's deadline and the outbox's."""
+        outbox = self.channel.outbox
+        return self.deadline if outbox is None else min(self.deadline, outbox.deadline)
+
+    def on_deadline(self) -> None:
+        """The peer took too long for whatever its stage is waiting for."""
+        if self.stage is Stage.CLOSING:
+            self._finish()
+        elif self.deadline > self.edge.deadlines.clock.now():
+            self.close(Disconnect("too slow: it takes nothing of what it is sent", CloseCode.SLOW))
+        else:
+            self.close(Disconnect(*_LATE[self.stage]))
+
+    # What the channel calls: see Port.
+
+    def want_write(self) -> None:
+        """Have the reactor say when the socket takes bytes again."""
+        self._expect_write()
+        self._watch()
+
+    def close(self, why: Disconnect) -> None:
+        """Tell the client why and close, without waiting for it."""
+        if self.stage >= Stage.CLOSING:
+            return
+        self._leave(why, Stage.CLOSING)
+        self.deadline = self.edge.deadlines.clock.now() + self.edge.options.farewell_timeout
+        self.edge.deadlines.watch(self)
+        farewell = self.wire.farewell(why)
+        if farewell:
+            self.channel.reply(farewell)
+        if self.unwatched and self.stage is Stage.CLOSING:
+            self.unwatched = False
+            self._watch()
+        if self.channel.outbox is None:
+            self._shut()
+
+    def lost(self, error: OSError) -> None:
+        """The peer is gone."""
+        if self.stage < Stage.CLOSING:
+            self._leave(
+                Disconnect(f"connection lost: {error.strerror or error}", CloseCode.LOST), Stage.CLOSED
+            )
+        self._finish()
+
+    def _leave(self, why: Disconnect, stage: Stage) -> None:
+        self.stage = stage
+        self.why = why
+        self.edge.counters.closes[why.code] += 1
+        if self.channel.session is not NOBODY:
+            self.edge.comet.remove(self.channel)
+        _log.debug("%s ends: %s (%s)", self.channel.session.key or self.channel.address, why.reason, why.code)
+        if not self.busy:
+            self._disconnected()
+
+    def _disconnected(self) -> None:
+        session = self.channel.session
+        if session is not NOBODY and self.why is not None:
+            flow = self.edge.logic.disconnected(session, self.why)
+            self.edge.exchanges.begin(flow, _ignore, _ignore)
+
+    def _shut(self) -> None:
+        if self.stage is not Stage.CLOSING:
+            return
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.sock.fileno() < 0:
+            return
+        self.stage = Stage.CLOSED
+        self.edge.deadlines.forget(self)
+        self.edge.reactor.remove(self.sock)
+        self.sock.close()
+        self.edge.counters.closed += 1
+        if self.edge.counters.closed == self.edge.counters.opened:
+            self.edge.empty.set()
+
+    def _watch(self) -> None:
+        if self.stage is not Stage.CLOSED:
+            blocked = isinstance(self.sock, TLSSocket) and self.sock.blocked
+            write = self.channel.outbox is not None or blocked
+            self.edge.reactor.watch(self.sock, read=not self.unwatched, write=write)
+
+    def _expect_write(self) -> None:
+        if self.channel.outbox is not None:
+            now = self.edge.deadlines.clock.now()
+            self.channel.outbox.deadline = now + self.edge.options.write_timeout
+            self.edge.deadlines.watch(self)
+
+    # What the peer sends.
+
+    def _on_events(self) -> None:
+        corked = False
+        try:
+            for turn in range(FRAMES_A_TURN + 1):
+                if self.busy or self.stage >= Stage.CLOSING:
+                    break
+                if turn == FRAMES_A_TURN:
+                    self.busy = True
+                    self.edge.reactor.again(self)
+                    break
+                event = self.wire.next_event()
+                if event is None:
+                    break
+                if turn == 1:
+                    corked = self.channel.cork()
+                if isinstance(event, Frame):
+                    self._on_frame(event)
+                else:
+                    self._on_answer(event)
+        except ProtocolError as error:
+            self.close(Disconnect(error.reason, error.code))
+        if corked:
+            self._uncork()
+
+    def _uncork(self) -> None:
+        if not self.channel.flush():
+            if self.stage is not Stage.CLOSED:
+                self.want_write()
+        elif self.stage is Stage.CLOSING:
+            self._shut()
+
+    def _on_answer(self, answer: Answer) -> None:
+        if answer.data:
+            self.channel.reply(answer.data)
+        if answer.close is not None:
+            self.close(answer.close)
+        elif self.stage is Stage.HANDSHAKE:
+            self.stage = Stage.AUTH
+            # The wheel looks again at the handshake's deadline, which may be the earlier one.
+            self.deadline = self.edge.deadlines.clock.now() + self.edge.options.auth_timeout
+            self.edge.deadlines.watch(self)
+
+    def _on_frame(self, frame: Frame) -> None:
+        if self.stage is Stage.LIVE:
+            self._answer(frame)
+        elif frame.op == Op.AUTH:
+            self._authenticate(frame)
+
+    def _begin(
+        self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]
+    ) -> None:
+        def over(value: T) -> None:
+            done(value)
+            self._go_on()
+
+        def over_failed(error: Refused | Disconnect) -> None:
+            failed(error)
+            self._go_on()
+
+        if not self.edge.exchanges.begin(flow, over, over_failed):
+            self.busy = True
+
+    def _go_on(self) -> None:
+        # In the course of a turn the loop over events goes on by itself.
+        if self.busy:
+            self.on_turn()
+
+    # Authentication.
+
+    def _authenticate(self, frame: Frame) -> None:
+        request = AuthRequest(
+            token=frame.body,
+            transport=("tcp", "websocket")[self.wire.form],
+            address=self.channel.address,
+            path=self.wire.path,
+            headers=self.wire.headers,
+        )
+        self._begin(self.edge.logic.connect(request), functools.partial(self._admit, frame), self._turn_away)
+
+    def _turn_away(self, error: Refused | Disconnect) -> None:
+        if isinstance(error, Refused):
+            error = Disconnect(error.reason, _REFUSED_AS.get(error.code, CloseCode.AUTH_REFUSED))
+        self.close(error)
+
+    def _admit(self, frame: Frame, session: Session) -> None:
+        edge, channel = self.edge, self.channel
+        if self.stage >= Stage.CLOSING:
+            edge.exchanges.begin(edge.logic.withdraw(session), _ignore, _ignore)
+            return
+        channel.session = session
+        replaced = edge.comet.put(channel)
+        self.stage = Stage.LIVE
+        self.deadline = edge.deadlines.clock.now() + edge.options.silence
+        self.edge.deadlines.watch(self)
+        self.wire.forget_handshake()
+        channel.reply(self.wire.encode(encode(Op.AUTH_REPLY, b"", frame.seq, frame.ver)))
+        if replaced is not None:
+            replaced.port.close(
+                Disconnect("replaced by a newer connection with the same key", CloseCode.REPLACED)
+            )
+        self._begin(edge.logic.connected(session), _ignore, self._turn_away)
+
+    # A live connection's frames.
+
+    def _answer(self, frame: Frame) -> None:
+        edge, channel = self.edge, self.channel
+        if frame.op == Op.HEARTBEAT:
+            self.deadline = edge.deadlines.clock.now() + edge.options.silence
+        try:
+            reply = edge.comet.answer(channel, frame)
+        except Refused as refused:
+            self._refuse(frame, refused)
+            return
+        if reply is not None:
+            channel.reply(self.wire.encode(reply))
+            if frame.op == Op.HEARTBEAT and edge.logic.beats:
+                self._begin(edge.logic.heartbeat(channel.session), _ignore, self._end)
+        else:
+            self._begin(
+                edge.logic.receive(channel.session, frame),
+                self._reply,
+                functools.partial(self._refuse, frame),
+            )
+
+    def _reply(self, reply: bytes) -> None:
+        if self.stage is Stage.LIVE:
+            self.channel.reply(self.wire.encode(reply))
+
+    def _refuse(self, frame: Frame, error: Refused | Disconnect) -> None:
+        if isinstance(error, Disconnect):
+            self.close(error)
+        else:
+            self._reply(self.edge.comet.refusal(self.channel, frame, error))
+
+    def _end(self, error: Refused | Disconnect) -> None:
+        # A heartbeat has its answer already: only a hook that wants the connection closed is heard.
+        if isinstance(error, Disconnect):
+            self.close(error)
+
+
+_LATE = {
+    Stage.HANDSHAKE: ("no handshake in time", CloseCode.HANDSHAKE_TIMEOUT),
+    Stage.AUTH: ("no authentication in time", CloseCode.AUTH_TIMEOUT),
+    Stage.LIVE: ("no heartbeat in time", CloseCode.HEARTBEAT_TIMEOUT),
+}
+
+_REFUSED_AS: dict[int, CloseCode] = {
+    ErrorCode.INTERNAL: CloseCode.INTERNAL_ERROR,
+    ErrorCode.TIMEOUT: CloseCode.AUTH_TIMEOUT,
+}
+
+
+def _ignore(_: object) -> None:
+    pass

@@ -1,0 +1,133 @@
+"""Hooks that may be plain or async, called without a task where none is needed.
+
+A flow is a generator that yields what has to be awaited, and only that. One that yields nothing ran
+to its end by being called: no task, no event loop. One that yields goes on in a task.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, TypeAlias, TypeVar, cast
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import frozen
+
+from goim_core.clock import Deadlines
+from goim_core.errors import Disconnect, ErrorCode, HookError, Refused
+from goim_core.hooks import MaybeAwaitable
+
+__all__ = ["Exchanges", "Flow", "settle"]
+
+T = TypeVar("T")
+Flow: TypeAlias = Generator[Awaitable[Any], Any, T]
+
+_log = logging.getLogger("goim_core.hooks")
+
+
+def settle(value: MaybeAwaitable[T]) -> Flow[T]:
+    """``value``, or what awaiting it gives: ``yield from settle(hook.method(...))``."""
+    if inspect.isawaitable(value):
+        return cast("T", (yield value))
+    return value
+
+
+@frozen
+class _Outcome:
+    value: Any = None
+    error: Refused | Disconnect | None = None
+
+
+class Exchanges:
+    """Runs flows: what a frame of a client has to do with the application's hooks.
+
+    At most ``limit`` are with async hooks at a time, each for at most ``timeout`` seconds. Whatever a
+    hook does wrong ends its own exchange, with an error for that client and a log line.
+    """
+
+    def __init__(self, tasks: TaskGroup, deadlines: Deadlines, limit: int, timeout: float) -> None:
+        self._tasks = tasks
+        self._deadlines = deadlines
+        self._limiter = anyio.Semaphore(limit)
+        self._timeout = timeout
+        self._active = 0
+        self._idle = anyio.Event()
+
+    def begin(
+        self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]
+    ) -> bool:
+        """Run ``flow``, then call one of ``done`` and ``failed``.
+
+        True when that has happened already; False when it will, out of a task.
+        """
+        step = _step(flow.__next__)
+        if isinstance(step, _Outcome):
+            _report(step, done, failed)
+            return True
+        self._active += 1
+        self._tasks.start_soon(self._go_on, flow, step, done, failed)
+        return False
+
+    async def idle(self) -> None:
+        """Return when no exchange is under way."""
+        while self._active:
+            await self._idle.wait()
+
+    async def _go_on(
+        self,
+        flow: Flow[T],
+        awaitable: Awaitable[Any],
+        done: Callable[[T], None],
+        failed: Callable[[Refused | Disconnect], None],
+    ) -> None:
+        outcome = _Outcome(error=Refused("the server took too long", ErrorCode.TIMEOUT))
+        try:
+            async with self._limiter:
+                with self._deadlines.move_on_after(self._timeout) as scope:
+                    outcome = await _run(flow, awaitable)
+            if scope.cancelled_caught:
+                _log.error(
+                    "hook timed out after %s s: %s", self._timeout, getattr(flow, "__qualname__", flow)
+                )
+            _report(outcome, done, failed)
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+                self._idle = anyio.Event()
+
+
+async def _run(flow: Flow[Any], step: Awaitable[Any] | _Outcome) -> _Outcome:
+    while not isinstance(step, _Outcome):
+        try:
+            value = await step
+        except BaseException as error:  # noqa: BLE001  # goes to the flow, which may clean up, and out again
+            step = _step(flow.throw, error)
+        else:
+            step = _step(flow.send, value)
+    return step
+
+
+def _step(advance: Callable[..., Awaitable[Any]], *args: object) -> Awaitable[Any] | _Outcome:
+    try:
+        return advance(*args)
+    except StopIteration as stop:
+        return _Outcome(stop.value)
+    except (Refused, Disconnect) as error:
+        return _Outcome(error=error)
+    except HookError as error:
+        _log.error("%s", error)
+    except Exception:  # noqa: BLE001  # the border to the application: whatever a hook raises ends here
+        _log.exception("a hook raised")
+    return _Outcome(error=Refused("internal error", ErrorCode.INTERNAL))
+
+
+def _report(
+    outcome: _Outcome, done: Callable[[Any], None], failed: Callable[[Refused | Disconnect], None]
+) -> None:
+    if outcome.error is None:
+        done(outcome.value)
+    else:
+        failed(outcome.error)

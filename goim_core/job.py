@@ -1,0 +1,148 @@
+"""Job: takes pushes off the queue and gives them to comet, merging what can be merged.
+
+goim's job waits for 20 messages or a second. Here the clock is the work itself: what arrives for a
+room while that room is being sent becomes its next packet, and an idle room is sent at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import perf_counter
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+from attrs import Factory, define
+
+from goim_core.clock import Clock
+from goim_core.comet import SLICE, Comet, Pushing
+from goim_core.options import Options
+from goim_core.protocol import encode
+from goim_core.queue import PushMsg, PushType, Queue
+from goim_core.wire import Packet
+
+__all__ = ["Job"]
+
+PENDING_BYTES = 1 << 24
+"""How much may wait to be sent before no more is taken off the queue, so that publishers wait."""
+PACKET_BYTES = 1 << 16
+"""A packet is not merged beyond this, so that one receiver's buffer takes it whole."""
+
+
+@define(eq=False)
+class _Line:
+    """Pushes for the same receivers, which so keep their order."""
+
+    name: str
+    waiting: deque[PushMsg] = Factory(deque)
+    sending: bool = False
+
+
+class Job:
+    """Carries pushes from ``queue`` to ``comet``."""
+
+    def __init__(self, queue: Queue, comet: Comet, clock: Clock, options: Options) -> None:
+        self._queue = queue
+        self._comet = comet
+        self._clock = clock
+        self._batch = options.batch
+        self._linger = options.linger
+        self._lines: dict[str, _Line] = {}
+        self._sending: deque[Pushing] = deque()
+        self._pending = 0
+        self._work = anyio.Event()
+        self._space = anyio.Event()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._receive, tasks)
+            tasks.start_soon(self._send)
+
+    async def _receive(self, tasks: TaskGroup) -> None:
+        while True:
+            msg = await self._queue.receive()
+            if msg.type is PushType.BROADCAST and msg.speed:
+                # It may take minutes, and nothing else shall wait for it.
+                tasks.start_soon(self._send_paced, msg)
+                continue
+            while self._pending >= PENDING_BYTES:
+                self._space = anyio.Event()
+                await self._space.wait()
+            self._pending += len(msg.msg)
+            line = self._line(msg, tasks)
+            line.waiting.append(msg)
+            if not line.sending and (not self._linger or len(line.waiting) >= self._batch):
+                self._start(line)
+
+    def _line(self, msg: PushMsg, tasks: TaskGroup) -> _Line:
+        # Pushes to all and to keys have a line each, under names that are no room ids.
+        name = msg.room if msg.type is PushType.ROOM else msg.type.name
+        line = self._lines.get(name)
+        if line is None:
+            line = self._lines[name] = _Line(name)
+            if self._linger:
+                tasks.start_soon(self._start_later, line)
+        return line
+
+    async def _start_later(self, line: _Line) -> None:
+        await self._clock.sleep(self._linger)
+        if not line.sending:
+            self._start(line)
+
+    def _start(self, line: _Line) -> None:
+        line.sending = True
+        self._sending.append(self._send_line(line))
+        self._work.set()
+
+    async def _send(self) -> None:
+        while True:
+            if not self._sending:
+                self._work = anyio.Event()
+                await self._work.wait()
+            until = perf_counter() + SLICE
+            while self._sending and perf_counter() < until:
+                pushing = self._sending.popleft()
+                if next(pushing, None) is not None:
+                    self._sending.append(pushing)
+            await anyio.lowlevel.checkpoint()
+
+    def _send_line(self, line: _Line) -> Pushing:
+        while line.waiting:
+            taken = self._take(line)
+            yield from self._push(taken)
+            for msg in taken:
+                self._pending -= len(msg.msg)
+                self._queue.acknowledge(msg)
+            self._space.set()
+            if line.waiting:
+                yield 0.0
+        del self._lines[line.name]
+
+    def _take(self, line: _Line) -> list[PushMsg]:
+        """The next pushes that go as one packet. Those to keys, and to all with another op, do not mix."""
+        waiting = line.waiting
+        first = waiting.popleft()
+        taken = [first]
+        size = len(first.msg)
+        while waiting and len(taken) < self._batch and first.type is not PushType.PUSH:
+            size += len(waiting[0].msg)
+            mixed = first.type is PushType.BROADCAST and waiting[0].operation != first.operation
+            if mixed or size > PACKET_BYTES:
+                break
+            taken.append(waiting.popleft())
+        return taken
+
+    def _push(self, msgs: list[PushMsg]) -> Pushing:
+        packet = Packet([encode(msg.operation, msg.msg) for msg in msgs])
+        first = msgs[0]
+        if first.type is PushType.ROOM:
+            return self._comet.push_room(first.room, packet)
+        if first.type is PushType.BROADCAST:
+            return self._comet.push_all(first.operation, packet, first.speed)
+        return self._comet.push_keys(first.keys, first.operation, packet)
+
+    async def _send_paced(self, msg: PushMsg) -> None:
+        for delay in self._push([msg]):
+            await self._clock.sleep(delay)
+        self._queue.acknowledge(msg)

@@ -1,0 +1,132 @@
+"""The push queue's contract, and its form in memory.
+
+goim's job reads pushes from Kafka; here a queue is whatever keeps this contract. One push is one
+:class:`PushMsg`, the fields of goim's protobuf message of that name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import IntEnum
+
+import anyio
+from attrs import frozen
+
+from goim_core.errors import ConfigurationError, QueueFull, ServerStopped
+
+__all__ = ["MemoryQueue", "PushMsg", "PushType", "Queue"]
+
+
+class PushType(IntEnum):
+    """Whom a push is for; the numbers are goim's."""
+
+    PUSH = 0
+    ROOM = 1
+    BROADCAST = 2
+
+
+@frozen
+class PushMsg:
+    """One push on its way from logic to job.
+
+    ``operation`` the op that clients see; ``msg`` the body; ``server`` and ``keys`` of a PUSH: the node
+    that holds these connections; ``room`` of a ROOM: ``type://id``; ``speed`` of a BROADCAST:
+    connections a second, 0 at once.
+    """
+
+    type: PushType
+    operation: int
+    msg: bytes
+    server: str = ""
+    room: str = ""
+    keys: tuple[str, ...] = ()
+    speed: int = 0
+
+
+class Queue(ABC):
+    """Carries pushes from logic to job.
+
+    Guarantees of every form: :meth:`publish` returns when the queue has the push, or raises; pushes of
+    one publisher to one room, key or to all come out in the order they went in; a push that was
+    received and not acknowledged is not forgotten where the queue outlives the process.
+    """
+
+    @abstractmethod
+    async def publish(self, msg: PushMsg, *, nowait: bool = False) -> None:
+        """Put ``msg`` on the queue; wait while it is full.
+
+        With ``nowait`` raises :class:`~goim_core.errors.QueueFull` instead of waiting.
+        """
+
+    @abstractmethod
+    async def receive(self) -> PushMsg:
+        """The next push; waits for one."""
+
+    @abstractmethod
+    def acknowledge(self, msg: PushMsg) -> None:
+        """Say that ``msg``, as :meth:`receive` returned it, has been given to comet."""
+
+    @property
+    def pending(self) -> int:
+        """How many pushes of this process are not acknowledged yet, as far as the queue can tell."""
+        return 0
+
+    async def drain(self) -> None:
+        """Return when all that this process published is acknowledged, as far as the queue can tell."""
+
+    async def aclose(self) -> None:
+        """Let go of connections and files. By default there are none."""
+
+
+class MemoryQueue(Queue):
+    """A bounded queue in this process: first in, first out, for any number of publishers.
+
+    ``size`` is how many pushes may wait (at least 1).
+    """
+
+    def __init__(self, size: int = 1024) -> None:
+        if size < 1:
+            raise ConfigurationError(f"size: expected at least 1, got {size}")
+        self.size = size
+        self._sender, self._receiver = anyio.create_memory_object_stream[PushMsg](size)
+        self._unacknowledged = 0
+        self._drained = anyio.Event()
+
+    @property
+    def pending(self) -> int:
+        """See :attr:`Queue.pending`."""
+        return self._unacknowledged
+
+    async def publish(self, msg: PushMsg, *, nowait: bool = False) -> None:
+        """See :meth:`Queue.publish`."""
+        try:
+            if nowait:
+                self._sender.send_nowait(msg)
+            else:
+                await self._sender.send(msg)
+        except anyio.WouldBlock:
+            raise QueueFull(f"the push queue is full: {self.size} pushes wait") from None
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            raise ServerStopped("the push queue is closed") from None
+        self._unacknowledged += 1
+
+    async def receive(self) -> PushMsg:
+        """See :meth:`Queue.receive`."""
+        return await self._receiver.receive()
+
+    def acknowledge(self, msg: PushMsg) -> None:
+        """See :meth:`Queue.acknowledge`."""
+        self._unacknowledged -= 1
+        if not self._unacknowledged:
+            self._drained.set()
+            self._drained = anyio.Event()
+
+    async def drain(self) -> None:
+        """See :meth:`Queue.drain`."""
+        while self._unacknowledged:
+            await self._drained.wait()
+
+    async def aclose(self) -> None:
+        """Close the queue; a publisher that waits, and any later one, is told so."""
+        self._sender.close()
+        self._receiver.close()

@@ -1,0 +1,329 @@
+"""Readiness of all sockets: one kernel object, one task, plain function calls. No I/O of its own.
+
+Every client socket is in one epoll (Linux) or kqueue (macOS, BSD). That object's descriptor is itself
+readable when any of its sockets is ready, so one task waits for it with ``anyio.wait_readable``, on
+asyncio, uvloop and trio alike, and no connection needs a task, a coroutine or a stream. Elsewhere
+(Windows) the same interface is kept by one waiting task for each socket.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+__all__ = ["KernelReactor", "Reactor", "Socket", "Source", "TaskReactor", "new_reactor"]
+
+READ, WRITE = 1, 2
+
+EVENTS_A_TURN = 256
+"""How many ready sockets are served before the rest of the program runs again."""
+
+
+class Socket(Protocol):
+    """What is watched: a socket, or what stands for one."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+class Source(Protocol):
+    """What the reactor calls: one socket's owner. Its methods are plain and do not raise."""
+
+    def on_readable(self) -> None:
+        """The socket has bytes, an end, an error, or a connection to accept."""
+
+    def on_writable(self) -> None:
+        """The socket takes bytes."""
+
+    def on_turn(self) -> None:
+        """A turn later, as asked for with :meth:`Reactor.again`."""
+
+
+class Reactor(ABC):
+    """Calls sources when their sockets are ready."""
+
+    def __init__(self) -> None:
+        self._again: list[Source] = []
+
+    @abstractmethod
+    def add(self, sock: Socket, source: Source) -> None:
+        """Call ``source`` when ``sock`` is readable. May raise OSError where the system has no room."""
+
+    @abstractmethod
+    def watch(self, sock: Socket, *, read: bool, write: bool) -> None:
+        """From now on watch ``sock``, which was added, for these."""
+
+    @abstractmethod
+    def remove(self, sock: Socket) -> None:
+        """Forget ``sock``. Has to come before it is closed."""
+
+    @abstractmethod
+    def sources(self) -> list[Source]:
+        """All that were added and not removed."""
+
+    def again(self, source: Source) -> None:
+        """Call ``source.on_turn()`` in the next turn."""
+        self._again.append(source)
+        self._wake()
+
+    @abstractmethod
+    def _wake(self) -> None: ...
+
+    def _turns(self) -> bool:
+        sources, self._again = self._again, []
+        for source in sources:
+            source.on_turn()
+        return bool(self._again)
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Serve until cancelled."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the kernel's object. The sources' sockets stay theirs."""
+
+
+class _Poller(Protocol):
+    """A kernel's readiness object, level-triggered."""
+
+    def fileno(self) -> int: ...
+    def add(self, fd: int) -> None: ...
+    def watch(self, fd: int, read: bool, write: bool) -> None: ...
+    def remove(self, fd: int) -> None: ...
+    def poll(self) -> list[tuple[int, int]]: ...
+    def close(self) -> None: ...
+
+
+if sys.platform == "linux":
+
+    class _Epoll:
+        """``select.epoll``."""
+
+        def __init__(self) -> None:
+            self._epoll = select.epoll()
+            self.fileno = self._epoll.fileno
+            self.close = self._epoll.close
+
+        def add(self, fd: int) -> None:
+            self._epoll.register(fd, select.EPOLLIN)
+
+        def watch(self, fd: int, read: bool, write: bool) -> None:
+            self._epoll.modify(fd, (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0))
+
+        def remove(self, fd: int) -> None:
+            self._epoll.unregister(fd)
+
+        def poll(self) -> list[tuple[int, int]]:
+            # Every event but EPOLLOUT alone is for the reader: errors and ends show when it receives.
+            out = select.EPOLLOUT
+            return [
+                (fd, WRITE if event == out else READ | WRITE if event & out else READ)
+                for fd, event in self._epoll.poll(0, EVENTS_A_TURN)
+            ]
+
+    def _new_poller() -> _Poller | None:
+        return _Epoll()
+
+elif sys.platform != "win32":  # pragma: no cover
+
+    class _Kqueue:
+        """``select.kqueue``: two filters for each socket, added once and then enabled or disabled."""
+
+        def __init__(self) -> None:
+            self._kqueue = select.kqueue()
+            self.fileno = self._kqueue.fileno
+            self.close = self._kqueue.close
+
+        def _set(self, fd: int, read: int, write: int) -> None:
+            changes = [
+                select.kevent(fd, select.KQ_FILTER_READ, read),
+                select.kevent(fd, select.KQ_FILTER_WRITE, write),
+            ]
+            self._kqueue.control(changes, 0, 0)
+
+        def add(self, fd: int) -> None:
+            self._set(fd, select.KQ_EV_ADD, select.KQ_EV_ADD | select.KQ_EV_DISABLE)
+
+        def watch(self, fd: int, read: bool, write: bool) -> None:
+            on, off = select.KQ_EV_ENABLE, select.KQ_EV_DISABLE
+            self._set(fd, on if read else off, on if write else off)
+
+        def remove(self, fd: int) -> None:
+            self._set(fd, select.KQ_EV_DELETE, select.KQ_EV_DELETE)
+
+        def poll(self) -> list[tuple[int, int]]:
+            events = self._kqueue.control(None, EVENTS_A_TURN, 0)
+            return [(e.ident, WRITE if e.filter == select.KQ_FILTER_WRITE else READ) for e in events]
+
+    def _new_poller() -> _Poller | None:
+        return _Kqueue()
+
+else:  # pragma: no cover
+
+    def _new_poller() -> _Poller | None:
+        return None
+
+
+class KernelReactor(Reactor):
+    """All sockets in one epoll or kqueue, served by the one task in :meth:`run`."""
+
+    def __init__(self, poller: _Poller) -> None:
+        super().__init__()
+        self._poller = poller
+        # By descriptor: the kernel gives out the lowest free one, so a list stays dense.
+        self._sources: list[Source | None] = []
+        self._asleep = False
+        self._bell, self._ear = socket.socketpair()
+        for end in (self._bell, self._ear):
+            end.setblocking(False)
+        self.add(self._ear, _Ear(self._ear))
+
+    def add(self, sock: Socket, source: Source) -> None:
+        """See :meth:`Reactor.add`."""
+        fd = sock.fileno()
+        self._poller.add(fd)
+        while fd >= len(self._sources):
+            self._sources.append(None)
+        self._sources[fd] = source
+
+    def watch(self, sock: Socket, *, read: bool, write: bool) -> None:
+        """See :meth:`Reactor.watch`."""
+        self._poller.watch(sock.fileno(), read, write)
+
+    def remove(self, sock: Socket) -> None:
+        """See :meth:`Reactor.remove`."""
+        fd = sock.fileno()
+        self._sources[fd] = None
+        self._poller.remove(fd)
+
+    def sources(self) -> list[Source]:
+        """See :meth:`Reactor.sources`."""
+        return [source for source in self._sources if source is not None]
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self._bell.send(b"\0")
+
+    async def run(self) -> None:
+        """See :meth:`Reactor.run`."""
+        poll, sources, fileno = self._poller.poll, self._sources, self._poller.fileno()
+        busy = False
+        while True:
+            if busy:
+                await anyio.lowlevel.checkpoint()
+            else:
+                self._asleep = True
+                await anyio.wait_readable(fileno)
+                self._asleep = False
+            events = poll()
+            for fd, event in events:
+                # A socket that was closed earlier in this turn has no source. Where its number was given
+                # to a new one, that one is called for nothing, which does no harm: nothing blocks.
+                source = sources[fd]
+                if source is not None and event & READ:
+                    source.on_readable()
+                    source = sources[fd]
+                if source is not None and event & WRITE:
+                    source.on_writable()
+            busy = self._turns() or len(events) == EVENTS_A_TURN
+
+    def close(self) -> None:
+        """See :meth:`Reactor.close`."""
+        self._poller.close()
+        self._bell.close()
+        self._ear.close()
+
+
+class _Ear:
+    """Wakes the reactor's task: something was asked of it from outside its turn."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def on_readable(self) -> None:
+        self._sock.recv(64)
+
+    def on_writable(self) -> None: ...
+
+    def on_turn(self) -> None: ...
+
+
+class TaskReactor(Reactor):
+    """One waiting task for each socket and direction: for systems with neither epoll nor kqueue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scopes: dict[tuple[Socket, int], anyio.CancelScope] = {}
+        self._sources: dict[Socket, Source] = {}
+        self._tasks: TaskGroup | None = None
+        self._woken = anyio.Event()
+
+    def add(self, sock: Socket, source: Source) -> None:
+        """See :meth:`Reactor.add`."""
+        self._sources[sock] = source
+        self.watch(sock, read=True, write=False)
+
+    def watch(self, sock: Socket, *, read: bool, write: bool) -> None:
+        """See :meth:`Reactor.watch`."""
+        for wanted, direction in ((read, READ), (write, WRITE)):
+            scope = self._scopes.get((sock, direction))
+            if wanted and scope is None:
+                scope = self._scopes[sock, direction] = anyio.CancelScope()
+                if self._tasks is not None:
+                    self._tasks.start_soon(self._wait, sock, direction, scope)
+            elif not wanted and scope is not None:
+                del self._scopes[sock, direction]
+                scope.cancel()
+
+    def remove(self, sock: Socket) -> None:
+        """See :meth:`Reactor.remove`."""
+        self.watch(sock, read=False, write=False)
+        del self._sources[sock]
+
+    async def _wait(self, sock: Socket, direction: int, scope: anyio.CancelScope) -> None:
+        with scope:
+            while self._scopes.get((sock, direction)) is scope:
+                source = self._sources[sock]
+                if direction == READ:
+                    await anyio.wait_readable(sock)
+                    source.on_readable()
+                else:
+                    await anyio.wait_writable(sock)
+                    source.on_writable()
+
+    def sources(self) -> list[Source]:
+        """See :meth:`Reactor.sources`."""
+        return list(self._sources.values())
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def run(self) -> None:
+        """See :meth:`Reactor.run`."""
+        async with anyio.create_task_group() as self._tasks:
+            for (sock, direction), scope in self._scopes.items():
+                self._tasks.start_soon(self._wait, sock, direction, scope)
+            while True:
+                if not self._again:
+                    await self._woken.wait()
+                self._woken = anyio.Event()
+                self._turns()
+                await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """See :meth:`Reactor.close`."""
+
+
+def new_reactor() -> Reactor:
+    """The reactor of this system."""
+    poller = _new_poller()
+    return TaskReactor() if poller is None else KernelReactor(poller)

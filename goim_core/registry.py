@@ -1,0 +1,98 @@
+"""The registry's contract: which connection is where. And its form in memory.
+
+goim keeps this in Redis. A route is one connection: its user, its key, and the server that holds it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from goim_core.hooks import MaybeAwaitable, Session
+
+__all__ = ["MemoryRegistry", "Registry", "Routes"]
+
+Routes = dict[str, list[str]]
+"""Connection keys by the server that holds them."""
+
+
+class Registry(ABC):
+    """Knows which server holds which connection. A method may be plain or an ``async def``."""
+
+    @abstractmethod
+    def add(self, session: Session) -> MaybeAwaitable[None]:
+        """Record that ``session.server`` holds ``session``; replaces the route of the same key."""
+
+    @abstractmethod
+    def remove(self, session: Session) -> MaybeAwaitable[bool]:
+        """Forget ``session`` and say whether it was there.
+
+        A route that another connection has taken over under the same key stays (goim deletes it:
+        a kicked connection takes its successor's route along).
+        """
+
+    def renew(self, session: Session) -> MaybeAwaitable[None]:
+        """``session`` is still there. Called at each heartbeat, for registries whose routes expire."""
+
+    @abstractmethod
+    def keys(self, keys: Iterable[str]) -> MaybeAwaitable[Routes]:
+        """Where these connections are; an unknown key is left out."""
+
+    @abstractmethod
+    def mids(self, mids: Iterable[int]) -> MaybeAwaitable[Routes]:
+        """Where all the connections of these users are; an unknown user is left out."""
+
+    async def aclose(self) -> None:
+        """Let go of connections. By default there are none."""
+
+
+class MemoryRegistry(Registry):
+    """The routes of the servers in this process."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, Session] = {}
+        # Most users have one connection: it is kept bare, and a tuple only where there are more.
+        self._by_mid: dict[int, Session | tuple[Session, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def add(self, session: Session) -> None:
+        """See :meth:`Registry.add`."""
+        replaced = self._by_key.get(session.key)
+        if replaced is not None:
+            self.remove(replaced)
+        self._by_key[session.key] = session
+        others = self._of(session.mid)
+        self._by_mid[session.mid] = (*others, session) if others else session
+
+    def remove(self, session: Session) -> bool:
+        """See :meth:`Registry.remove`."""
+        if self._by_key.get(session.key) is not session:
+            return False
+        del self._by_key[session.key]
+        rest = tuple(other for other in self._of(session.mid) if other is not session)
+        if rest:
+            self._by_mid[session.mid] = rest if len(rest) > 1 else rest[0]
+        else:
+            del self._by_mid[session.mid]
+        return True
+
+    def keys(self, keys: Iterable[str]) -> Routes:
+        """See :meth:`Registry.keys`."""
+        return _by_server(self._by_key[key] for key in dict.fromkeys(keys) if key in self._by_key)
+
+    def mids(self, mids: Iterable[int]) -> Routes:
+        """See :meth:`Registry.mids`."""
+        return _by_server(session for mid in dict.fromkeys(mids) for session in self._of(mid))
+
+    def _of(self, mid: int) -> tuple[Session, ...]:
+        found = self._by_mid.get(mid, ())
+        return found if isinstance(found, tuple) else (found,)
+
+
+def _by_server(sessions: Iterable[Session]) -> Routes:
+    routes: Routes = {}
+    for session in sessions:
+        routes.setdefault(session.server, []).append(session.key)
+    return routes
