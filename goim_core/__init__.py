@@ -17,7 +17,8 @@ from goim_core.errors import (
     ServerStopped,
 )
 from goim_core.hooks import AuthHook, AuthRequest, MessageHook, OpenAuth, Pusher, Session, SessionHook
-from goim_core.http_door import Request, Response, pages
+from goim_core.http_door import Request, Response
+from goim_core.http_pages import pages
 from goim_core.options import Options, OutboxPolicy
 from goim_core.protocol import Frame, Op
 from goim_core.queue import MemoryQueue, PushMsg, PushType, Queue

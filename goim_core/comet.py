@@ -62,25 +62,30 @@ class Comet:
             self._leave(channel)
 
     def _leave(self, channel: Channel) -> None:
-        self.change_room(channel, "")
+        # The session keeps its room: who hears of the disconnect may want to tell those who stay.
+        self._leave_room(channel)
         self.addresses[channel.address] -= 1
         if not self.addresses[channel.address]:
             del self.addresses[channel.address]
 
     def change_room(self, channel: Channel, room_id: str) -> None:
         """Move ``channel`` to the room ``room_id``, or out of any where that is empty."""
-        room = channel.room
-        if room is not None:
-            room.remove(channel)
-            if not room.members:
-                del self.rooms[room.id]
-        channel.room = None
+        self._leave_room(channel)
+        channel.session.room_id = room_id
         if room_id:
             room = self.rooms.get(room_id)
             if room is None:
                 room = self.rooms[room_id] = Room(room_id)
             room.put(channel)
             channel.room = room
+
+    def _leave_room(self, channel: Channel) -> None:
+        room = channel.room
+        if room is not None:
+            room.remove(channel)
+            if not room.members:
+                del self.rooms[room.id]
+        channel.room = None
 
     def answer(self, channel: Channel, frame: Frame) -> bytes | None:
         """The reply to a frame of the protocol's own; None for one that the message hook answers.

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from attrs import field, frozen
+from attrs import define, field, frozen, setters
 
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.protocol import INT32_MAX, Frame
@@ -48,9 +48,9 @@ _log = logging.getLogger("goim_core.hooks")
 def check_room_id(room_id: str) -> str:
     """Return ``room_id`` when it is ``type://id``; raise :class:`ValueError` that says what is wrong."""
     kind, separator, name = room_id.partition("://")
-    if not (kind and separator and name) or len(room_id) > MAX_ID:
+    if not (kind and separator and name) or len(room_id) > MAX_ID or not room_id.isprintable():
         raise ValueError(
-            f"room_id: expected 'type://id' of at most {MAX_ID} characters, got {room_id[:80]!r}"
+            f"room_id: expected 'type://id' of at most {MAX_ID} printable characters, got {room_id[:80]!r}"
         )
     return room_id
 
@@ -105,22 +105,27 @@ def _intern(value: str) -> str:
     return sys.intern(value) if type(value) is str else value
 
 
-@frozen(eq=False)
+@define(eq=False, weakref_slot=False, on_setattr=setters.frozen)
 class Session:
     """Who a connection is: what ``authenticate`` returns.
 
     ``mid`` the user (int64); ``key`` the connection, made by the session hook when empty; ``room_id``
-    the room it starts in, ``type://id`` or empty for none; ``platform`` what the client says it runs
-    on; ``accepts`` the operations it wants of key pushes and broadcasts; ``data`` anything of the
-    application's own; ``server`` the node that holds the connection, filled in when it is let in.
-    Two sessions are equal only when they are the same one.
+    the room it is in, ``type://id`` or empty for none, which follows when the client changes rooms;
+    ``platform`` what the client says it runs on; ``accepts`` the operations it wants of key pushes and
+    broadcasts; ``data`` anything of the application's own; ``server`` the node that holds the connection,
+    filled in when it is let in. Two sessions are equal only when they are the same one.
 
     Raises :class:`ValueError` that names the field for a value that does not fit.
     """
 
     mid: int = field(validator=_mid)
     key: str = field(default="", validator=_optional_key)
-    room_id: str = field(default="", converter=_intern, validator=_optional_room_id)
+    room_id: str = field(
+        default="",
+        converter=_intern,
+        validator=_optional_room_id,
+        on_setattr=[setters.convert, setters.validate],
+    )
     platform: str = field(default="", converter=_intern, validator=_platform)
     accepts: frozenset[int] = field(default=frozenset(), converter=_accepts)
     data: Any = None

@@ -15,10 +15,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from inspect import isawaitable
-from mimetypes import MimeTypes
-from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -30,7 +27,7 @@ from attrs import frozen
 from goim_core.errors import ConfigurationError, HookError
 from goim_core.hooks import MaybeAwaitable
 
-__all__ = ["JSON", "HTTPDoor", "Handler", "Request", "Response", "Routes", "error", "pages"]
+__all__ = ["JSON", "HTTPDoor", "Handler", "Request", "Response", "Routes", "error"]
 
 JSON = "application/json; charset=utf-8"
 """The content type of goim's answers."""
@@ -101,7 +98,7 @@ class HTTPDoor:
         routes: Routes,
         *,
         max_body: int = 1024 * 1024,
-        max_header: int = 16 * 1024,
+        max_header: int = 64 * 1024,
         timeout: float = 30.0,
         idle: float = 75.0,
         linger: float = 2.0,
@@ -356,44 +353,3 @@ def _target(target: str) -> tuple[str, dict[str, tuple[str, ...]]]:
         path = urlsplit(path).path or "/"  # absolute-form, which a server takes (RFC 9112 section 3.2.2)
     values = parse_qs(query, keep_blank_values=True, errors="strict") if query else {}
     return unquote(path, errors="strict"), {name: tuple(found) for name, found in values.items()}
-
-
-def pages(folder: Path, prefix: str = "/") -> Routes:
-    """GET routes for the files of ``folder``, read now and kept; ``index.html`` also at its folder's path.
-
-    Only files that were listed are routes, so that no path leads anywhere else. Names that begin with a
-    dot are left out. A browser asks each time whether its copy is still good (ETag, RFC 9110 section
-    8.8.3).
-
-    Raises :class:`~goim_core.errors.ConfigurationError` when ``folder`` is no folder.
-    """
-    if not folder.is_dir():
-        raise ConfigurationError(f"folder: expected a folder, got {str(folder)!r}")
-    routes: dict[str, Mapping[str, Handler]] = {}
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        path = prefix.rstrip("/") + "/" + name.as_posix()
-        routes[path] = {"GET": _page(file)}
-        if name.name == "index.html":
-            routes[path.removesuffix("index.html")] = routes[path]
-    return routes
-
-
-def _page(file: Path) -> Handler:
-    body = file.read_bytes()
-    tag = f'"{sha256(body).hexdigest()[:32]}"'
-    kept = (("ETag", tag), ("Cache-Control", "no-cache"))
-    # Not mimetypes.guess_type(): its table is whatever the machine's says.
-    kind = MimeTypes().guess_type(file.name)[0] or "application/octet-stream"
-    if kind.startswith("text/"):
-        kind += "; charset=utf-8"
-    found = Response(200, body, kind, kept)
-    unchanged = Response(304, headers=kept)
-
-    def page(request: Request) -> Response:
-        known = request.headers.get("if-none-match", "")
-        return unchanged if tag in known or known == "*" else found
-
-    return page

@@ -222,6 +222,8 @@ class KernelReactor(Reactor):
                 await anyio.lowlevel.checkpoint()
             else:
                 self._asleep = True
+                # Waiting for what is ready already would not notice a cancellation on every loop.
+                await anyio.lowlevel.checkpoint_if_cancelled()
                 await anyio.wait_readable(fileno)
                 self._asleep = False
             events = poll()

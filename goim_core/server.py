@@ -129,8 +129,8 @@ class Server:
     def _hook(self, argument: str, kind: type[H], hook: H | None) -> H:
         if hook is None:
             raise ConfigurationError(
-                f"{argument}: choose who may connect: OpenAuth() believes any token and is for development; "
-                f"your own subclass of AuthHook decides by itself"
+                f"{argument}: choose who may connect: OpenAuth() ('open' on the command line) believes any "
+                f"token and is for development; your own subclass of AuthHook decides by itself"
             )
         if not isinstance(hook, kind):
             raise ConfigurationError(f"{argument}: expected an instance of {kind.__name__}, got {hook!r}")

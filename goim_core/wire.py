@@ -124,9 +124,7 @@ class TCPWire(Decoder, Wire):
     path = ""
     headers = _NO_HEADERS
 
-    def next_event(self) -> Frame | None:
-        """See :meth:`Wire.next_event`."""
-        return self.next_frame()
+    next_event = Decoder.next_frame
 
     def encode(self, frame_bytes: bytes) -> bytes:
         """The frame itself."""
@@ -168,7 +166,8 @@ class WebSocketWire(Wire):
 
     ``max_body``, ``max_message`` (all fragments together) and ``max_header`` (request line and
     headers of the handshake) in bytes; ``path`` is the only one answered, a query string may follow.
-    No subprotocol and no extension is ever agreed on.
+    No subprotocol and no extension is ever agreed on. A handshake that fails is an :class:`Answer`
+    with an HTTP error; only what comes after it raises.
 
     A message, binary or text, holds one or more complete frames and nothing else. An empty message,
     a frame that is longer than its message and bytes left over are protocol errors (goim does not
@@ -291,8 +290,8 @@ class WebSocketWire(Wire):
         borrowed = self._borrowed
         if borrowed is None:
             borrowed = self._borrowed = _Borrowed()
-        gathered = len(borrowed.message)
-        if gathered + end - start - header > self.max_message and not buffer[start] & _CONTROL:
+        control = buffer[start] & 0x08
+        if not control and len(borrowed.message) + end - start - header > self.max_message:
             raise self._too_big()
         if end > len(buffer):
             if not borrowed.header_fed:
@@ -301,13 +300,16 @@ class WebSocketWire(Wire):
                 borrowed.header_fed = True
             return None
         self._consume(end)
-        answer = self._lend(borrowed, buffer[start + header * borrowed.header_fed : end])
-        borrowed.header_fed = False
+        if borrowed.header_fed:
+            start += header
+            borrowed.header_fed = False
+        answer = self._lend(borrowed, buffer[start:end])
         if not borrowed.within_message:
             self._borrowed = None
         return answer
 
     def _lend(self, borrowed: _Borrowed, data: bytes | bytearray) -> Answer | None:
+        """Feed wsproto, and act on what it makes of it."""
         connection = borrowed.connection
         connection.receive_data(bytes(data))
         for event in connection.events():
@@ -395,9 +397,6 @@ class WebSocketWire(Wire):
         self.headers = _NO_HEADERS
 
 
-_CONTROL = 0x08
-
-
 def _usual(first: int, second: int, length: int) -> bool:
     """Whether a frame is final, binary, masked, not empty, and its length 7 or 16 bits and minimal."""
     return first == 0x82 and (0x80 < second < 0xFE or (second == 0xFE and length > 125))
@@ -451,7 +450,7 @@ def _head_size(buffer: bytes | bytearray, limit: int) -> int:
         if not _REQUEST_BEGUN.match(buffer):
             raise _HandshakeError(HTTPStatus.BAD_REQUEST, "not an HTTP request")
         size = 0
-    if max(size, 0 if size else len(buffer)) > limit:
+    if (size or len(buffer)) > limit:
         raise _HandshakeError(_HEAD_TOO_BIG, f"request head: expected at most {limit} bytes")
     return size
 

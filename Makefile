@@ -1,0 +1,47 @@
+# make setup | demo | test | lint | bench: all in .venv, which the first of them makes.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+HOST ?= 127.0.0.1
+RUNTIME := .venv/.runtime
+DEVELOPMENT := .venv/.development
+
+help:
+	@echo "make demo    run the example chat and say where to open it (HOST=0.0.0.0 for a phone)"
+	@echo "make test    run every test"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   measure, and print the table (ARGS=--quick for a short one)"
+	@echo "make setup   make .venv with everything for development"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "goim_core needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+
+$(RUNTIME): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(DEVELOPMENT): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(RUNTIME)
+
+setup: $(DEVELOPMENT)
+
+demo: $(RUNTIME)
+	$(BIN)/python -m examples.chat.app --host $(HOST) $(ARGS)
+
+test: $(DEVELOPMENT)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEVELOPMENT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(DEVELOPMENT)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -1,0 +1,63 @@
+"""The process under test: a goim_core server with nothing of an application in it.
+
+It prints one line of JSON with its process id and ports once it listens, and its figures when it is told
+to stop (SIGTERM). The garbage collector and the library's options are left as they are unless named here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+import anyio
+
+from goim_core.hooks import OpenAuth
+from goim_core.options import Options
+from goim_core.server import Server
+
+ANYWHERE = "127.0.0.1:0"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Run the server that is measured.")
+    parser.add_argument("--backend", choices=("asyncio", "uvloop", "trio"), default="asyncio")
+    parser.add_argument("--batch", type=int, help="how many pushes are merged at most")
+    parser.add_argument("--queue", type=int, help="how many pushes wait before the push API does")
+    return parser.parse_args()
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """The library's defaults, but for what was named."""
+    named: dict[str, Any] = {"batch": arguments.batch, "queue_size": arguments.queue}
+    return Options(**{name: value for name, value in named.items() if value is not None})
+
+
+async def serve(options: Options) -> None:
+    """Run until SIGTERM or SIGINT."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with Server(auth=OpenAuth(), tcp=ANYWHERE, ws=ANYWHERE, http=ANYWHERE, options=options) as server:
+            ports = {door: addresses[0][1] for door, addresses in server.addresses.items()}
+            print(json.dumps({"pid": os.getpid(), **ports}), flush=True)
+            async for _ in signals:
+                break
+            stats = server.stats()
+    print(json.dumps({"deliveries": stats.deliveries, "drops": dict(stats.drops), "opened": stats.opened}))
+
+
+def main() -> None:
+    """Run the server on the backend that was asked for."""
+    arguments = parse()
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    name = "trio" if arguments.backend == "trio" else "asyncio"
+    uvloop = {"use_uvloop": True} if arguments.backend == "uvloop" else {}
+    anyio.run(serve, options_of(arguments), backend=name, backend_options=uvloop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The example chat: a page, its rooms, and the hooks behind it, all in this process.
+
+    python -m examples.chat.app            then open the address that it prints
+
+What a page sends goes to ``Chat.receive``, which stamps it and pushes it to the sender's room. Who comes
+and goes is heard by ``Presence``, which tells the room its new count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import anyio
+from attrs import define, evolve
+
+from goim_core import (
+    AuthRequest,
+    Disconnect,
+    ErrorCode,
+    Frame,
+    MessageHook,
+    OpenAuth,
+    Refused,
+    Server,
+    Session,
+    SessionHook,
+    pages,
+)
+
+TEXT, COUNT = 1000, 1001
+MAX_TEXT = 1000
+PAGE = Path(__file__).parent / "page"
+
+
+@define
+class Person:
+    """What the chat knows of a connection, kept in ``session.data``."""
+
+    name: str
+    counted_in: str = ""
+
+
+class ChatAuth(OpenAuth):
+    """Anyone may come in, under any name: this is a demonstration."""
+
+    def authenticate(self, request: AuthRequest) -> Session:
+        session = super().authenticate(request)
+        name = json.loads(request.token).get("name", "")
+        if not isinstance(name, str) or not name.strip() or len(name) > 40:
+            raise Refused("name: expected 1 to 40 characters")
+        return evolve(session, data=Person(name.strip()))
+
+
+class Presence(SessionHook):
+    """Tells a room how many are in it, each time that changes."""
+
+    async def connected(self, session: Session) -> None:
+        await self.recount(session)
+
+    async def disconnected(self, session: Session, reason: Disconnect) -> None:
+        if reason.code != 1001:  # a server that stops takes no pushes any more
+            await self.tell(session.data.counted_in)
+
+    async def heartbeat(self, session: Session) -> None:
+        # The page sends one when it has changed rooms.
+        await self.recount(session)
+
+    async def recount(self, session: Session) -> None:
+        left, session.data.counted_in = session.data.counted_in, session.room_id
+        if left != session.room_id:
+            await self.tell(left)
+            await self.tell(session.room_id)
+
+    async def tell(self, room_id: str) -> None:
+        if room_id:
+            online = self.server.online_rooms([room_id])[room_id]
+            await self.server.push_room(room_id, COUNT, _json(online=online))
+
+
+class Chat(MessageHook):
+    """Takes what a page sends and gives it to everyone in the room, its sender too."""
+
+    def __init__(self) -> None:
+        self._ids = count(time.time_ns())
+
+    async def receive(self, session: Session, frame: Frame) -> None:
+        if frame.op != TEXT or not session.room_id:
+            raise Refused("only text, and only in a room", ErrorCode.BAD_REQUEST)
+        message = _json(
+            id=str(next(self._ids)),
+            mid=session.mid,
+            name=session.data.name,
+            text=_text(frame.body, session.room_id),
+            at=time.time_ns() // 1_000_000,
+        )
+        await self.server.push_room(session.room_id, TEXT, message)
+
+
+def _text(body: bytes, room_id: str) -> str:
+    try:
+        message = json.loads(body)
+        text = message["text"].strip()
+        written_in = message.get("room_id", room_id)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise Refused('expected {"room_id": "...", "text": "..."}', ErrorCode.BAD_REQUEST) from None
+    if written_in != room_id:
+        # Written before the sender went elsewhere, sent after it.
+        raise Refused("you have left the room that this was for", ErrorCode.CONFLICT)
+    if not 0 < len(text) <= MAX_TEXT:
+        raise Refused(f"text: expected 1 to {MAX_TEXT} characters", ErrorCode.BAD_REQUEST)
+    return str(text)
+
+
+def _json(**fields: Any) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def chat_server(**doors: Any) -> Server:
+    """The chat on ``doors``, for example ``ws="127.0.0.1:3102", http="127.0.0.1:3111"``."""
+    return Server(auth=ChatAuth(), sessions=Presence(), messages=Chat(), routes=pages(PAGE), **doors)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="The example chat.")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to reach it from a phone")
+    parser.add_argument("--tcp", type=int, default=3101, help="port for TCP clients")
+    parser.add_argument("--ws", type=int, default=3102, help="port for WebSocket clients")
+    parser.add_argument("--http", type=int, default=3111, help="port of the page and the push API")
+    call = parser.parse_args()
+    doors = {door: (call.host, getattr(call, door)) for door in ("tcp", "ws", "http")}
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with chat_server(**doors) as server:
+            port = server.addresses["http"][0][1]
+            shown = "127.0.0.1" if call.host in ("", "0.0.0.0", "::") else call.host
+            print(f"ready: open http://{shown}:{port}/ in two windows; Ctrl+C stops", flush=True)
+            async for _ in signals:
+                break
+
+
+if __name__ == "__main__":
+    anyio.run(main)
