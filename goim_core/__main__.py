@@ -199,10 +199,10 @@ def _ssl_context(certificate: str, private_key: str | None) -> Any:
 
 
 def _raise_descriptor_limit() -> None:
-    try:
-        import resource  # noqa: PLC0415  # not on Windows, which has no such limit
-    except ImportError:
-        return
+    if sys.platform == "win32":
+        return  # it has no such limit
+    import resource  # noqa: PLC0415
+
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

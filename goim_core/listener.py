@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -178,6 +179,8 @@ def _prepared(sock: socket.socket) -> socket.socket:
 
 
 def _bind_unix(path: Path, backlog: int) -> socket.socket:
+    if sys.platform == "win32":
+        raise OSError(errno.EAFNOSUPPORT, "this system has no Unix sockets")
     # A socket that a killed process left behind is in the way; a file of another kind is not ours.
     if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
         with socket.socket(socket.AF_UNIX) as probe:

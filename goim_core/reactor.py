@@ -8,9 +8,7 @@ asyncio, uvloop and trio alike, and no connection needs a task, a coroutine or a
 
 from __future__ import annotations
 
-import select
 import socket
-import sys
 from abc import ABC, abstractmethod
 from typing import Protocol
 
@@ -18,12 +16,9 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from goim_core.poller import EVENTS_A_TURN, READ, WRITE, Poller, new_poller
+
 __all__ = ["KernelReactor", "Reactor", "Socket", "Source", "TaskReactor", "new_reactor"]
-
-READ, WRITE = 1, 2
-
-EVENTS_A_TURN = 256
-"""How many ready sockets are served before the rest of the program runs again."""
 
 
 class Socket(Protocol):
@@ -91,91 +86,10 @@ class Reactor(ABC):
         """Let go of the kernel's object. The sources' sockets stay theirs."""
 
 
-class _Poller(Protocol):
-    """A kernel's readiness object, level-triggered."""
-
-    def fileno(self) -> int: ...
-    def add(self, fd: int) -> None: ...
-    def watch(self, fd: int, read: bool, write: bool) -> None: ...
-    def remove(self, fd: int) -> None: ...
-    def poll(self) -> list[tuple[int, int]]: ...
-    def close(self) -> None: ...
-
-
-if sys.platform == "linux":
-
-    class _Epoll:
-        """``select.epoll``."""
-
-        def __init__(self) -> None:
-            self._epoll = select.epoll()
-            self.fileno = self._epoll.fileno
-            self.close = self._epoll.close
-
-        def add(self, fd: int) -> None:
-            self._epoll.register(fd, select.EPOLLIN)
-
-        def watch(self, fd: int, read: bool, write: bool) -> None:
-            self._epoll.modify(fd, (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0))
-
-        def remove(self, fd: int) -> None:
-            self._epoll.unregister(fd)
-
-        def poll(self) -> list[tuple[int, int]]:
-            # Every event but EPOLLOUT alone is for the reader: errors and ends show when it receives.
-            out = select.EPOLLOUT
-            return [
-                (fd, WRITE if event == out else READ | WRITE if event & out else READ)
-                for fd, event in self._epoll.poll(0, EVENTS_A_TURN)
-            ]
-
-    def _new_poller() -> _Poller | None:
-        return _Epoll()
-
-elif sys.platform != "win32":  # pragma: no cover
-
-    class _Kqueue:
-        """``select.kqueue``: two filters for each socket, added once and then enabled or disabled."""
-
-        def __init__(self) -> None:
-            self._kqueue = select.kqueue()
-            self.fileno = self._kqueue.fileno
-            self.close = self._kqueue.close
-
-        def _set(self, fd: int, read: int, write: int) -> None:
-            changes = [
-                select.kevent(fd, select.KQ_FILTER_READ, read),
-                select.kevent(fd, select.KQ_FILTER_WRITE, write),
-            ]
-            self._kqueue.control(changes, 0, 0)
-
-        def add(self, fd: int) -> None:
-            self._set(fd, select.KQ_EV_ADD, select.KQ_EV_ADD | select.KQ_EV_DISABLE)
-
-        def watch(self, fd: int, read: bool, write: bool) -> None:
-            on, off = select.KQ_EV_ENABLE, select.KQ_EV_DISABLE
-            self._set(fd, on if read else off, on if write else off)
-
-        def remove(self, fd: int) -> None:
-            self._set(fd, select.KQ_EV_DELETE, select.KQ_EV_DELETE)
-
-        def poll(self) -> list[tuple[int, int]]:
-            events = self._kqueue.control(None, EVENTS_A_TURN, 0)
-            return [(e.ident, WRITE if e.filter == select.KQ_FILTER_WRITE else READ) for e in events]
-
-    def _new_poller() -> _Poller | None:
-        return _Kqueue()
-
-else:  # pragma: no cover
-
-    def _new_poller() -> _Poller | None:
-        return None
-
-
 class KernelReactor(Reactor):
     """All sockets in one epoll or kqueue, served by the one task in :meth:`run`."""
 
-    def __init__(self, poller: _Poller) -> None:
+    def __init__(self, poller: Poller) -> None:
         super().__init__()
         self._poller = poller
         # By descriptor: the kernel gives out the lowest free one, so a list stays dense.
@@ -327,5 +241,5 @@ class TaskReactor(Reactor):
 
 def new_reactor() -> Reactor:
     """The reactor of this system."""
-    poller = _new_poller()
+    poller = new_poller()
     return TaskReactor() if poller is None else KernelReactor(poller)

@@ -32,7 +32,8 @@ from goim_core.queue import MemoryQueue, Queue
 from goim_core.reactor import new_reactor
 from goim_core.registry import MemoryRegistry, Registry
 from goim_core.tls import TLSSocket
-from goim_core.wire import TCPWire, WebSocketWire, Wire
+from goim_core.websocket import WebSocketWire
+from goim_core.wire import TCPWire, Wire
 
 __all__ = ["Server", "Stats"]
 

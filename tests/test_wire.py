@@ -14,7 +14,8 @@ from wsproto.events import BytesMessage
 
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import Decoder, Frame, Op, encode, split
-from goim_core.wire import TCP, WEBSOCKET, Packet, TCPWire, WebSocketWire, websocket_binary
+from goim_core.websocket import WebSocketWire
+from goim_core.wire import TCP, WEBSOCKET, Packet, TCPWire, websocket_binary
 
 
 def drain(wire: TCPWire) -> list[Frame]:

@@ -13,7 +13,8 @@ from wsproto.extensions import PerMessageDeflate
 
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.protocol import Frame, encode
-from goim_core.wire import Answer, WebSocketWire
+from goim_core.websocket import WebSocketWire
+from goim_core.wire import Answer
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 # The example of RFC 6455 section 1.3.

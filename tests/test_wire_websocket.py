@@ -16,7 +16,8 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, 
 
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import HEADER_SIZE, Frame, Op, encode, frame_at, split
-from goim_core.wire import Answer, WebSocketWire
+from goim_core.websocket import WebSocketWire
+from goim_core.wire import Answer
 
 REQUEST = (
     b"GET /sub HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -72,12 +73,13 @@ def observe(wire: WebSocketWire, parts: Iterator[bytes] | list[bytes]) -> list[S
         wire.receive(part)
         try:
             while (event := wire.next_event()) is not None:
-                if isinstance(event, Answer):
-                    seen.append(event.data)
-                    if event.close:
-                        seen.append(("closed", event.close.code))
-                else:
+                if not isinstance(event, Answer):
                     seen.append(event)
+                    continue
+                if event.data:  # a pong is an event without anything to say
+                    seen.append(event.data)
+                if event.close:
+                    seen.append(("closed", event.close.code))
         except ProtocolError as error:
             return [*seen, ("error", error.code)]
     return seen
