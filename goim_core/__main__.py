@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import importlib
 import json
@@ -17,12 +18,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 import anyio
+import attrs
 
 from goim_core.client import connect
-from goim_core.errors import ConfigurationError, Disconnect
+from goim_core.errors import ConfigurationError, GoimError
 from goim_core.hooks import AuthHook, Hook, MessageHook, OpenAuth, SessionHook
 from goim_core.listener import parse_address
 from goim_core.options import Options
+from goim_core.protocol import Op
 from goim_core.server import Server
 
 __all__ = ["main"]
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"goim-core: {error}", file=sys.stderr)
         return 2
-    except (OSError, Disconnect) as error:
+    except (OSError, GoimError) as error:
         print(f"goim-core: {error}", file=sys.stderr)
         return 1
     return status
@@ -86,12 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("keys", metavar="KEY[,KEY...]")
     everyone = kinds.add_parser("all", help="to everyone")
     everyone.add_argument("--speed", default="0", help="connections a second (default: 0, at once)")
-    for kind, query in (
-        (room, ("type", "room")),
-        (mids, ("mids",)),
-        (keys, ("keys",)),
-        (everyone, ("speed",)),
-    ):
+    queries = ((room, ("type", "room")), (mids, ("mids",)), (keys, ("keys",)), (everyone, ("speed",)))
+    for kind, query in queries:
         kind.add_argument("--op", required=True, help="the operation that clients see, 64 or more")
         kind.add_argument("--http", default="127.0.0.1:3111", metavar="HOST:PORT", help="the push API")
         kind.add_argument("text", help="the message; '-' reads it from standard input")
@@ -111,11 +110,11 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(call: argparse.Namespace) -> int:
     """Run a server until SIGTERM or SIGINT. Prints 'ready' and its addresses in one line once it listens."""
     settings = _settings(call)
-    level = settings.pop("log", "warning").upper()
-    if level not in logging.getLevelNamesMapping():
-        raise ConfigurationError(f"log: expected a level like 'info', got {level.lower()!r}")
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    backend, backend_options = BACKENDS[settings.pop("backend", "asyncio")]
+    level = settings.pop("log", "warning")
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigurationError(f"log: expected a level like 'info', got {level!r}")
+    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    backend, backend_options = _backend(settings.pop("backend", "asyncio"))
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # so that MODULE:CLASS finds what lies here
     server = _server(settings)
     _raise_descriptor_limit()
@@ -126,57 +125,84 @@ def _serve(call: argparse.Namespace) -> int:
 async def _serve_until_signal(server: Server) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with server:
-            doors = (
-                f"{door}={address if isinstance(address, str) else f'{address[0]}:{address[1]}'}"
-                for door, addresses in server.addresses.items()
-                for address in addresses
-            )
-            print("ready", *doors, flush=True)
+            doors = server.addresses.items()
+            print("ready", *(f"{door}={_shown(at)}" for door, found in doors for at in found), flush=True)
             async for _ in signals:
                 return
 
 
+def _shown(address: tuple[str, int] | str) -> str:
+    if isinstance(address, str):
+        return f"unix:{address}"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _settings(call: argparse.Namespace) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if call.config is not None:
-        try:
-            settings = tomllib.loads(call.config.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigurationError(f"{call.config}: {error}") from None
-        for name in settings:
-            if name not in (*SETTINGS, "options"):
-                expected = ", ".join(SETTINGS)
-                raise ConfigurationError(f"{call.config}: {name}: expected one of {expected}, [options]")
+    """The settings of the configuration file, and over them those of the call."""
+    settings = _read(call.config) if call.config is not None else {}
     settings |= {name: value for name in SETTINGS if (value := getattr(call, name)) is not None}
-    if settings.get("backend", "asyncio") not in BACKENDS:
-        raise ConfigurationError(f"backend: expected one of {', '.join(BACKENDS)}")
     if not any(settings.get(door) for door in DOORS):
         settings |= DEFAULT_DOORS
     return settings
 
 
-def _server(settings: dict[str, Any]) -> Server:
+def _read(config: Path) -> dict[str, Any]:
     try:
-        options = Options(**settings.pop("options", {}))
-    except TypeError as error:
-        raise ConfigurationError(f"options: {error}") from None
+        settings = tomllib.loads(config.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"config: cannot read {str(config)!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{config}: {error}") from None
+    for name, value in settings.items():
+        if name not in (*SETTINGS, "options"):
+            raise ConfigurationError(f"{config}: {name}: expected one of {', '.join(SETTINGS)}, [options]")
+        texts = value if name in DOORS and isinstance(value, list) else [value]
+        if name != "options" and not all(isinstance(text, str) for text in texts):
+            raise ConfigurationError(f"{config}: {name}: expected text, got {value!r}")
+    return settings
+
+
+def _backend(name: str) -> tuple[str, dict[str, Any]]:
+    if name not in BACKENDS:
+        raise ConfigurationError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        raise ConfigurationError(f"backend: {name} is missing; pip install 'goim_core[{name}]'") from None
+    return BACKENDS[name]
+
+
+def _server(settings: dict[str, Any]) -> Server:
+    options, hooks = settings.pop("options", {}), {name: settings.pop(name, None) for name in HOOKS}
     certificate, private_key = settings.pop("certificate", None), settings.pop("private_key", None)
+    if not certificate and (settings.get("tls") or settings.get("wss")):
+        raise ConfigurationError("certificate: missing, tls and wss need one")
     return Server(
-        auth=OpenAuth() if settings.get("auth") == "open" else _load("auth", settings, AuthHook),
-        sessions=_load("sessions", settings, SessionHook),
-        messages=_load("messages", settings, MessageHook),
+        auth=OpenAuth() if hooks["auth"] == "open" else _load("auth", hooks["auth"], AuthHook),
+        sessions=_load("sessions", hooks["sessions"], SessionHook),
+        messages=_load("messages", hooks["messages"], MessageHook),
         ssl_context=_ssl_context(certificate, private_key) if certificate else None,
-        options=options,
-        **{name: value for name, value in settings.items() if name not in HOOKS},
+        options=_options(options),
+        **settings,
     )
 
 
-def _load(setting: str, settings: dict[str, Any], kind: type[Hook]) -> Any:
-    """An instance of the class that ``setting`` names, or None."""
-    name = settings.get(setting)
+def _options(given: Any) -> Options:
+    known = attrs.fields_dict(Options)
+    if not isinstance(given, dict):
+        raise ConfigurationError(f"options: expected a table, got {given!r}")
+    for name in given:
+        if name not in known:
+            raise ConfigurationError(f"options: {name}: expected one of {', '.join(known)}")
+    return Options(**given)
+
+
+def _load(setting: str, name: str | None, kind: type[Hook]) -> Any:
+    """An instance of the class ``name``, MODULE:CLASS, or None without a name."""
     if name is None:
         return None
-    module, colon, attribute = str(name).partition(":")
+    module, colon, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute) if colon else None
     except (ImportError, AttributeError, ValueError) as error:
@@ -204,21 +230,29 @@ def _raise_descriptor_limit() -> None:
     import resource  # noqa: PLC0415
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError, ValueError):  # macOS names a hard limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _push(call: argparse.Namespace) -> int:
-    body = sys.stdin.buffer.read() if call.text == "-" else call.text.encode()
+    """Push one message through the push API of a running server."""
+    body = sys.stdin.buffer.read() if call.text == "-" else os.fsencode(call.text)
     query = [("operation", call.op)]
     for name in call.query:
         values = getattr(call, name)
         query += [(name, value) for value in (values.split(",") if name in ("mids", "keys") else [values])]
     host, port = _host_port("http", call.http)
-    connection = http.client.HTTPConnection(host, port, timeout=30)
-    connection.request("POST", f"{call.path}?{urlencode(query)}", body)
-    answer = json.loads(connection.getresponse().read())
-    if answer["code"]:
-        print(f"goim-core: {answer['message']}", file=sys.stderr)
+    try:
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=30)) as connection:
+            connection.request("POST", f"{call.path}?{urlencode(query)}", body)
+            answer = json.loads(connection.getresponse().read())
+        failure = answer["message"] if answer["code"] else ""
+    except OSError as error:
+        raise OSError(f"cannot push to {call.http}: {error.strerror or error}") from None
+    except (http.client.HTTPException, ValueError, LookupError, TypeError):
+        raise OSError(f"cannot push to {call.http}: what answers there is no push API") from None
+    if failure:
+        print(f"goim-core: {failure}", file=sys.stderr)
         return 1
     return 0
 
@@ -238,19 +272,12 @@ async def _print_frames(call: argparse.Namespace) -> None:
     except ValueError:
         expected = "operations separated by commas"
         raise ConfigurationError(f"accepts: expected {expected}, got {call.accepts!r}") from None
-    async with connect(
-        host,
-        port,
-        mid=call.mid,
-        key=call.key,
-        room_id=call.room,
-        platform="goim-core",
-        accepts=accepts,
-        token=call.token.encode() if call.token else None,
-    ) as client:
+    who = {"mid": call.mid, "key": call.key, "room_id": call.room, "platform": "goim-core"}
+    token = os.fsencode(call.token) if call.token else None
+    async with connect(host, port, **who, accepts=accepts, token=token) as client:
         print(f"listening on {call.tcp}", file=sys.stderr, flush=True)
         async for frame in client:
-            if frame.op >= 64:
+            if frame.op != Op.HEARTBEAT_REPLY:
                 print(f"{frame.op} {frame.body.decode(errors='replace')}", flush=True)
 
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from attrs import Factory, define
 
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.hooks import Session
 from goim_core.options import Options, OutboxPolicy
+from goim_core.room import Room
 from goim_core.wire import Packet
-
-if TYPE_CHECKING:
-    from goim_core.room import Room
 
 __all__ = ["NOBODY", "Channel", "Counters", "Outbox", "Port", "Sink", "deliver"]
 
@@ -143,7 +141,7 @@ class Channel:
     address: str = ""
     session: Session = NOBODY
     accepts: frozenset[int] = frozenset()
-    room: Room | None = None
+    room: Room[Channel] | None = None
     outbox: Outbox | None = None
     drops: int = 0
     """Messages for this channel that were dropped."""

@@ -21,7 +21,7 @@ class Client:
 
     A heartbeat goes out each ``heartbeat`` seconds while a frame is waited for, so that it needs no task
     of its own. The iteration ends when the server closes without a word, and raises
-    :class:`~goim_core.errors.Disconnect` when it said why.
+    :class:`~goim_core.errors.Disconnect` when it said why, or when the connection broke (code LOST).
     """
 
     def __init__(self, stream: ByteStream, heartbeat: float) -> None:
@@ -32,18 +32,25 @@ class Client:
         self._decoder = Decoder(max_body=INT32_MAX - 16)
 
     async def send(self, op: int, body: bytes = b"", seq: int = 0) -> None:
-        """Send one frame."""
-        await self._stream.send(encode(op, body, seq))
+        """Send one frame. Raises :class:`~goim_core.errors.Disconnect` when the connection broke."""
+        try:
+            await self._stream.send(encode(op, body, seq))
+        except anyio.BrokenResourceError:
+            raise _broke() from None
 
     async def receive(self) -> Frame:
         """The next frame.
 
-        Raises :class:`~goim_core.errors.Disconnect` when the server says why it closes, and
-        :class:`anyio.EndOfStream` when it just closes.
+        Raises :class:`~goim_core.errors.Disconnect` when the server says why it closes or the connection
+        breaks, :class:`anyio.EndOfStream` when the server just closes, and
+        :class:`~goim_core.errors.ProtocolError` when what it sends is no frame.
         """
         while (frame := self._decoder.next_frame()) is None:
             with anyio.CancelScope(deadline=self._next_beat):
-                self._decoder.receive(await self._stream.receive())
+                try:
+                    self._decoder.receive(await self._stream.receive())
+                except anyio.BrokenResourceError:
+                    raise _broke() from None
                 continue
             self._next_beat = anyio.current_time() + self._heartbeat
             await self.send(Op.HEARTBEAT)
@@ -78,13 +85,17 @@ async def connect(
     """Connect and authenticate; the connection is closed when the block is left.
 
     ``token`` is the auth frame's body; without one it is goim's JSON of the other arguments. Raises
-    :class:`~goim_core.errors.Disconnect` when the server turns the client away, OSError when there is
-    none.
+    :class:`~goim_core.errors.Disconnect` when the server turns the client away, OSError that names the
+    address when there is none.
     """
     if token is None:
         fields: dict[str, Any] = {"mid": mid, "key": key, "room_id": room_id, "platform": platform}
         token = json.dumps({**fields, "accepts": list(accepts)}).encode()
-    async with await anyio.connect_tcp(host, port) as stream:
+    try:
+        connecting = await anyio.connect_tcp(host, port)
+    except OSError as error:
+        raise OSError(f"cannot connect to {host}:{port}: {error}") from error
+    async with connecting as stream:
         client = Client(stream, heartbeat)
         await client.send(Op.AUTH, token, 1)
         try:
@@ -94,6 +105,10 @@ async def connect(
         if reply.op != Op.AUTH_REPLY:
             raise Disconnect(f"expected an auth reply, got op {reply.op}", CloseCode.PROTOCOL_ERROR)
         yield client
+
+
+def _broke() -> Disconnect:
+    return Disconnect("the connection broke", CloseCode.LOST)
 
 
 def _reason(body: bytes) -> Disconnect:

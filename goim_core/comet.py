@@ -41,7 +41,7 @@ class Comet:
 
     def __init__(self, buckets: int = 32, counters: Counters | None = None) -> None:
         self.buckets = Buckets(buckets)
-        self.rooms: dict[str, Room] = {}
+        self.rooms: dict[str, Room[Channel]] = {}
         self.addresses: Counter[str] = Counter()
         self.counters = Counters() if counters is None else counters
 
@@ -157,7 +157,7 @@ class Comet:
             self._deliver(part, packet)
             yield len(part) / speed
 
-    def _spread(self, channels: list[Channel], packet: Packet, room: Room | None = None) -> Pushing:
+    def _spread(self, channels: list[Channel], packet: Packet, room: Room[Channel] | None = None) -> Pushing:
         departures = room.departures if room is not None else 0
         until = perf_counter() + SLICE
         start = 0

@@ -28,7 +28,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 import anyio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from goim_core.channel import NOBODY, Channel, Counters
 from goim_core.clock import Deadlines, Timed
@@ -249,6 +249,10 @@ class Connection:
         self.edge.deadlines.forget(self)
         self.edge.reactor.remove(self.sock)
         self.sock.close()
+        # Nothing refers back to the connection now, so its memory does not wait for the collector.
+        self.channel.port = _Gone(self.edge.options, self.edge.counters)
+        if isinstance(self.sock, TLSSocket):
+            self.sock.on_blocked = None
         self.edge.counters.closed += 1
         if self.edge.counters.closed == self.edge.counters.opened:
             self.edge.empty.set()
@@ -405,6 +409,20 @@ class Connection:
         # A heartbeat has its answer already: only a hook that wants the connection closed is heard.
         if isinstance(error, Disconnect):
             self.close(error)
+
+
+@frozen
+class _Gone:
+    """The port of a channel that outlives its connection, in a push that is under way."""
+
+    options: Options
+    counters: Counters
+
+    def want_write(self) -> None: ...
+
+    def close(self, why: Disconnect) -> None: ...
+
+    def lost(self, error: OSError) -> None: ...
 
 
 _LATE = {

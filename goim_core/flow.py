@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from attrs import frozen
 
 from goim_core.clock import Deadlines
-from goim_core.errors import Disconnect, ErrorCode, HookError, Refused
+from goim_core.errors import Disconnect, ErrorCode, HookError, Refused, ServerStopped
 from goim_core.hooks import MaybeAwaitable
 
 __all__ = ["Exchanges", "Flow", "settle"]
@@ -119,6 +119,8 @@ def _step(advance: Callable[..., Awaitable[Any]], *args: object) -> Awaitable[An
         return _Outcome(error=error)
     except HookError as error:
         _log.error("%s", error)
+    except ServerStopped:
+        _log.info("a hook was cut short: the server has stopped")
     except Exception:  # noqa: BLE001  # the border to the application: whatever a hook raises ends here
         _log.exception("a hook raised")
     return _Outcome(error=Refused("internal error", ErrorCode.INTERNAL))

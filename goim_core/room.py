@@ -1,35 +1,37 @@
-"""A room: the channels that a room push reaches. Sync."""
+"""A room: those whom a room push reaches. Sync."""
 
 from __future__ import annotations
 
-from attrs import Factory, define
+from typing import Generic, TypeVar
 
-from goim_core.channel import Channel
+from attrs import Factory, define
 
 __all__ = ["Room"]
 
+M = TypeVar("M")
+
 
 @define(eq=False, weakref_slot=False)
-class Room:
-    """The members of ``id`` (``type://id``), in the order they came.
+class Room(Generic[M]):
+    """The members of ``id`` (``type://id``), in the order they came: the comet's are channels.
 
     goim keeps a part of each room in each bucket, which costs it the room's order and makes its count
     a sum that is 10 s old; one room object gives both exactly, at once.
     """
 
     id: str
-    members: dict[Channel, None] = Factory(dict)
+    members: dict[M, None] = Factory(dict)
     departures: int = 0
     """How often a member has left: a push that paused looks here whether its list is still true."""
 
-    def put(self, channel: Channel) -> None:
-        """Let ``channel`` in."""
-        self.members[channel] = None
+    def put(self, member: M) -> None:
+        """Let ``member`` in."""
+        self.members[member] = None
 
-    def remove(self, channel: Channel) -> None:
-        """Let ``channel`` out, if it is in."""
-        if channel in self.members:
-            del self.members[channel]
+    def remove(self, member: M) -> None:
+        """Let ``member`` out, if it is in."""
+        if member in self.members:
+            del self.members[member]
             self.departures += 1
 
     @property

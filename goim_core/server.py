@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 from attrs import frozen
 
@@ -229,6 +230,7 @@ class Server:
             self._edge.empty = anyio.Event()
             for connection in self._connections():
                 connection.close(Disconnect("the server is stopping", CloseCode.GOING_AWAY))
+                await anyio.lowlevel.checkpoint()
             if self._connections():
                 await self._edge.empty.wait()
             await self._edge.exchanges.idle()

@@ -64,8 +64,7 @@ class Presence(SessionHook):
         await self.recount(session)
 
     async def disconnected(self, session: Session, reason: Disconnect) -> None:
-        if reason.code != 1001:  # a server that stops takes no pushes any more
-            await self.tell(session.data.counted_in)
+        await self.tell(session.data.counted_in)
 
     async def heartbeat(self, session: Session) -> None:
         # The page sends one when it has changed rooms.

@@ -120,6 +120,8 @@ async def test_speed(through: str) -> None:
             assert await client.frame() == frame(1000, b"at once")
         clock.advance(0.05)
         assert await clients[2].frame() == await clients[3].frame() == frame(1000, b"x")
+        await clock.asleep(0.05)
+        clock.advance(0.05)
 
 
 @both
