@@ -155,7 +155,8 @@ class Channel:
 
         They are never dropped: a client that does not read its own replies is disconnected.
         """
-        if self.outbox is not None:
+        # At the bound, what is only corked is sent before the client is said not to read.
+        if self.outbox is not None and (self._fits(data) or not self.flush()):
             self.hold(data, 0)
             return
         try:
@@ -168,6 +169,13 @@ class Channel:
         if sent != len(data):
             self.block(data, sent, 0)
 
+    def farewell(self, data: bytes) -> None:
+        """Send the last bytes for this client; where some wait, behind them, be the outbox full or not."""
+        if self.outbox is not None:
+            self.outbox.add(data, 0)
+        else:
+            self.reply(data)
+
     def block(self, data: bytes, sent: int, count: int) -> None:
         """The kernel took only ``sent`` bytes of ``data``: keep the rest and ask for writability."""
         self.outbox = Outbox()
@@ -179,10 +187,11 @@ class Channel:
         """Queue ``data`` behind what waits; at the bound, apply the outbox policy."""
         outbox, options = self.outbox, self.port.options
         assert outbox is not None
-        if outbox.size + len(data) <= options.outbox_bytes and len(outbox.packets) < options.outbox_packets:
+        if self._fits(data):
             outbox.add(data, count)
         elif not count or options.outbox_policy is OutboxPolicy.DISCONNECT:
-            self.dropped(count, "disconnect")
+            if count:
+                self.dropped(count, "disconnect")
             self.port.close(Disconnect("too slow: what waits for this connection is full", CloseCode.SLOW))
         elif options.outbox_policy is OutboxPolicy.DROP_OLDEST:
             dropped = outbox.drop_oldest(outbox.size + len(data) - options.outbox_bytes)
@@ -191,6 +200,13 @@ class Channel:
             self.dropped(dropped or count, "drop_oldest")
         else:
             self.dropped(count, "drop_newest")
+
+    def _fits(self, data: bytes) -> bool:
+        outbox, options = self.outbox, self.port.options
+        assert outbox is not None
+        return (
+            outbox.size + len(data) <= options.outbox_bytes and len(outbox.packets) < options.outbox_packets
+        )
 
     def dropped(self, count: int, reason: str) -> None:
         """Count ``count`` messages that this client does not get."""

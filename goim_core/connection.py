@@ -14,16 +14,13 @@ A connection in CLOSING has been told why and has shut down its side. It waits f
 moment: closing a socket with unread bytes in it would reset the connection, and the reason would be
 lost on the way. CLOSED is for good.
 
-While an async hook has a frame of a connection, the connection is not read: what follows waits in the
-kernel, in order, and costs no memory here.
+What its frames do is conversation.py's.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
-from collections.abc import Callable
 from enum import IntEnum
 from typing import TypeVar
 
@@ -33,12 +30,11 @@ from attrs import define, field, frozen
 from goim_core.channel import NOBODY, Channel, Counters
 from goim_core.clock import Deadlines, Timed
 from goim_core.comet import Comet
-from goim_core.errors import CloseCode, Disconnect, ErrorCode, ProtocolError, Refused
-from goim_core.flow import Exchanges, Flow
-from goim_core.hooks import AuthRequest, Session
+from goim_core.errors import CloseCode, Disconnect, ProtocolError
+from goim_core.flow import Exchanges
 from goim_core.logic import Logic
 from goim_core.options import Options
-from goim_core.protocol import Frame, Op, encode
+from goim_core.protocol import Frame
 from goim_core.reactor import Reactor
 from goim_core.tls import TLSSocket
 from goim_core.wire import Answer, Wire
@@ -163,8 +159,8 @@ class Connection:
     def on_turn(self) -> None:
         """Go on where the last turn, or a hook, left off."""
         self.busy = False
-        if self.stage >= Stage.CLOSING:
-            self._disconnected()
+        if self.why is not None:
+            self.on_end(self.why)
             return
         self._on_events()
         if self.unwatched and not self.busy and self.stage < Stage.CLOSING:
@@ -226,13 +222,7 @@ class Connection:
             self.edge.comet.remove(self.channel)
         _log.debug("%s ends: %s (%s)", self.channel.session.key or self.channel.address, why.reason, why.code)
         if not self.busy:
-            self._disconnected()
-
-    def _disconnected(self) -> None:
-        session = self.channel.session
-        if session is not NOBODY and self.why is not None:
-            flow = self.edge.logic.disconnected(session, self.why)
-            self.edge.exchanges.begin(flow, _ignore, _ignore)
+            self.on_end(why)
 
     def _shut(self) -> None:
         if self.stage is not Stage.CLOSING:
@@ -271,6 +261,14 @@ class Connection:
 
     # What the peer sends.
 
+    def on_frame(self, frame: Frame) -> None:
+        """Handle one frame of the peer, whatever the stage."""
+        raise NotImplementedError
+
+    def on_end(self, why: Disconnect) -> None:
+        """The connection has ended: called once, when nothing of it is under way any more."""
+        raise NotImplementedError
+
     def _on_events(self) -> None:
         corked = False
         try:
@@ -287,7 +285,7 @@ class Connection:
                 if turn == 1:
                     corked = self.channel.cork()
                 if isinstance(event, Frame):
-                    self._on_frame(event)
+                    self.on_frame(event)
                 else:
                     self._on_answer(event)
         except ProtocolError as error:
@@ -313,103 +311,6 @@ class Connection:
             self.deadline = self.edge.deadlines.clock.now() + self.edge.options.auth_timeout
             self.edge.deadlines.watch(self)
 
-    def _on_frame(self, frame: Frame) -> None:
-        if self.stage is Stage.LIVE:
-            self._answer(frame)
-        elif frame.op == Op.AUTH:
-            self._authenticate(frame)
-
-    def _begin(
-        self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]
-    ) -> None:
-        def over(value: T) -> None:
-            done(value)
-            self._go_on()
-
-        def over_failed(error: Refused | Disconnect) -> None:
-            failed(error)
-            self._go_on()
-
-        if not self.edge.exchanges.begin(flow, over, over_failed):
-            self.busy = True
-
-    def _go_on(self) -> None:
-        # In the course of a turn the loop over events goes on by itself.
-        if self.busy:
-            self.on_turn()
-
-    # Authentication.
-
-    def _authenticate(self, frame: Frame) -> None:
-        request = AuthRequest(
-            token=frame.body,
-            transport=("tcp", "websocket")[self.wire.form],
-            address=self.channel.address,
-            path=self.wire.path,
-            headers=self.wire.headers,
-        )
-        self._begin(self.edge.logic.connect(request), functools.partial(self._admit, frame), self._turn_away)
-
-    def _turn_away(self, error: Refused | Disconnect) -> None:
-        if isinstance(error, Refused):
-            error = Disconnect(error.reason, _REFUSED_AS.get(error.code, CloseCode.AUTH_REFUSED))
-        self.close(error)
-
-    def _admit(self, frame: Frame, session: Session) -> None:
-        edge, channel = self.edge, self.channel
-        if self.stage >= Stage.CLOSING:
-            edge.exchanges.begin(edge.logic.withdraw(session), _ignore, _ignore)
-            return
-        channel.session = session
-        replaced = edge.comet.put(channel)
-        self.stage = Stage.LIVE
-        self.deadline = edge.deadlines.clock.now() + edge.options.silence
-        self.edge.deadlines.watch(self)
-        self.wire.forget_handshake()
-        channel.reply(self.wire.encode(encode(Op.AUTH_REPLY, b"", frame.seq, frame.ver)))
-        if replaced is not None:
-            replaced.port.close(
-                Disconnect("replaced by a newer connection with the same key", CloseCode.REPLACED)
-            )
-        self._begin(edge.logic.connected(session), _ignore, self._turn_away)
-
-    # A live connection's frames.
-
-    def _answer(self, frame: Frame) -> None:
-        edge, channel = self.edge, self.channel
-        if frame.op == Op.HEARTBEAT:
-            self.deadline = edge.deadlines.clock.now() + edge.options.silence
-        try:
-            reply = edge.comet.answer(channel, frame)
-        except Refused as refused:
-            self._refuse(frame, refused)
-            return
-        if reply is not None:
-            channel.reply(self.wire.encode(reply))
-            if frame.op == Op.HEARTBEAT and edge.logic.beats:
-                self._begin(edge.logic.heartbeat(channel.session), _ignore, self._end)
-        else:
-            self._begin(
-                edge.logic.receive(channel.session, frame),
-                self._reply,
-                functools.partial(self._refuse, frame),
-            )
-
-    def _reply(self, reply: bytes) -> None:
-        if self.stage is Stage.LIVE:
-            self.channel.reply(self.wire.encode(reply))
-
-    def _refuse(self, frame: Frame, error: Refused | Disconnect) -> None:
-        if isinstance(error, Disconnect):
-            self.close(error)
-        else:
-            self._reply(self.edge.comet.refusal(self.channel, frame, error))
-
-    def _end(self, error: Refused | Disconnect) -> None:
-        # A heartbeat has its answer already: only a hook that wants the connection closed is heard.
-        if isinstance(error, Disconnect):
-            self.close(error)
-
 
 @frozen
 class _Gone:
@@ -430,12 +331,3 @@ _LATE = {
     Stage.AUTH: ("no authentication in time", CloseCode.AUTH_TIMEOUT),
     Stage.LIVE: ("no heartbeat in time", CloseCode.HEARTBEAT_TIMEOUT),
 }
-
-_REFUSED_AS: dict[int, CloseCode] = {
-    ErrorCode.INTERNAL: CloseCode.INTERNAL_ERROR,
-    ErrorCode.TIMEOUT: CloseCode.AUTH_TIMEOUT,
-}
-
-
-def _ignore(_: object) -> None:
-    pass

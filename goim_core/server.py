@@ -20,6 +20,7 @@ from goim_core.channel import Counters
 from goim_core.clock import Clock, Deadlines, SystemClock
 from goim_core.comet import Comet
 from goim_core.connection import Connection, Edge, Stage
+from goim_core.conversation import Conversation
 from goim_core.errors import CloseCode, ConfigurationError, Disconnect, ServerStopped
 from goim_core.flow import Exchanges
 from goim_core.hooks import AuthHook, Hook, MessageHook, SessionHook
@@ -215,7 +216,7 @@ class Server:
         def accept(sock: socket.socket, address: str) -> None:
             stage = Stage.HANDSHAKE if door in ("ws", "wss") else Stage.AUTH
             secured = TLSSocket(sock, context) if door in ("tls", "wss") and context is not None else sock
-            Connection.open(secured, new_wire(), edge, stage, address)
+            Conversation.open(secured, new_wire(), edge, stage, address)
 
         return accept_http if door == "http" else accept
 
