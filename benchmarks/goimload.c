@@ -15,7 +15,8 @@
  *   --collect S                            count pushes for S seconds and on until none are left
  *   --push P  --rate R  --pushers K        meanwhile post to /goim/push/room at port P, R times a second in all;
  *                                          rate 0: each of K connections posts again as soon as it has its reply
- *   --nap US                               while collecting, read every US microseconds instead of at once
+ *   --nap US                               while collecting, read every US microseconds instead of at once, so that
+ *                                          what a send costs does not hang on how soon the receiver is back asleep
  *   --probe MS                             meanwhile the heartbeats of one more connection, which is in no room
  *
  * Exit status: 0 all went well; 1 a connection was not made, was lost, or a push failed; 2 not started.
@@ -65,7 +66,7 @@ static struct {
 static bool ws, beating, timing;
 static struct conn *conns;
 static int ep, live, dead, unanswered;
-static uint64_t deliveries, frames, beats;
+static uint64_t deliveries, beats;
 static double last_delivery;
 static struct latencies push_lat, probe_lat;
 static atomic_bool stopping;
@@ -273,7 +274,6 @@ static ssize_t take_frames(struct conn *c, const uint8_t *b, size_t n) {
 		uint32_t len = get32(b + i), op = get32(b + i + 8);
 		if (get16(b + i + 4) != HEADER || len < HEADER || len > sizeof scratch) return -1;
 		if (n - i < len) break;
-		frames++;
 		if (op != OP_RAW) on_frame(c, op, b + i + HEADER, len - HEADER);
 		else if (take_frames(c, b + i + HEADER, len - HEADER) != (ssize_t)len - HEADER) return -1;
 		i += len;
@@ -504,8 +504,8 @@ static void collect(void) {
 	while (threads > 0) gather(1); /* bounded by the reply timeout of their sockets */
 	drain();
 	struct usage v = usage();
-	printf(",\"collect\":{\"seconds\":%.3f,\"cpu_s\":%.6f,\"client_cpu_s\":%.3f,\"deliveries\":%lu,\"frames\":%lu",
-		last_delivery - u.wall, v.cpu - u.cpu, v.own_cpu - u.own_cpu, (unsigned long)deliveries, (unsigned long)frames);
+	printf(",\"collect\":{\"seconds\":%.3f,\"cpu_s\":%.6f,\"client_cpu_s\":%.3f,\"deliveries\":%lu",
+		last_delivery - u.wall, v.cpu - u.cpu, v.own_cpu - u.own_cpu, (unsigned long)deliveries);
 	if (opt.push) printf(",\"pushed\":%ld,\"lost\":%ld", (long)pushed, (long)pushed * opt.conns - (long)deliveries);
 	printf("}");
 	if (timing) print_latencies("latency", &push_lat);

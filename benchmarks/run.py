@@ -1,4 +1,4 @@
-"""What `make bench` runs: the server under test, the load client and the C baseline, each a process of its own.
+"""What `make bench` runs: the server, the load client and the C baseline, each a process of its own.
 
 README.md beside this file says what each figure means. Linux only: the load client needs epoll and /proc.
 """
@@ -27,7 +27,9 @@ BIN = HERE / "bin"
 PROTOS = ("tcp", "ws")
 FEW, MANY = 1000, 9000
 SATURATED = 0.0
-NAP = int(os.environ.get("NAP","0"))
+WARM_UP = 500
+NAP_US = 20
+"""How long the load client lets messages wait while fan-out is measured, for each connection."""
 SPARE_DESCRIPTORS = 200
 START_SECONDS = 20
 RUN_SECONDS = 120
@@ -42,7 +44,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``target`` is a bound in the direction that ``at_least`` gives, None where there is none."""
+    """One line of the table. ``target`` is the most that is allowed, or with ``at_least`` the least."""
 
     figure: str
     unit: str
@@ -100,38 +102,35 @@ class Bench:
 
     def load(self, proto: str, ready: Run, conns: int, **options: float) -> Run:
         """One run of the load client against a server that has printed ``ready``."""
-        arguments: Run = {"proto": proto, "port": ready.get(proto, ready.get("port")), "conns": conns}
-        arguments |= {"pid": ready["pid"], **options}
-        command = [str(BIN / "goimload")]
-        for name, value in arguments.items():
-            command += ["--" + name.replace("_", "-"), str(value)]
+        port = ready.get(proto, ready.get("port"))
+        arguments = {"proto": proto, "port": port, "conns": conns, "pid": ready["pid"], **options}
+        command = [str(BIN / "goimload"), *flags(arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
         if not done.stdout.endswith("}\n"):
             raise BenchError(f"goimload: {done.stderr.strip() or done.stdout}")
         run: Run = json.loads(done.stdout)
         if done.returncode:
-            raise BenchError(f"goimload: connections or pushes failed: {done.stdout}")
+            raise BenchError(f"goimload: connections were lost or pushes failed: {done.stdout}")
         run["options"] = options
         self.runs.append(run)
         return run
 
     def fan_out(self, kind: Kind, proto: str, conns: int, rate: float) -> Run:
-        """Pushes to one room of ``conns``, or the same sends in C, ``rate`` a second or as fast as it goes."""
+        """Pushes to one room of ``conns``, or the same sends in C; ``rate`` a second, or at full speed."""
         seconds = self.seconds(2)
         say(f"{kind}, {proto}, {conns:,} connections, {f'{rate:g} pushes a second' if rate else 'saturated'}")
+        options = {"collect": seconds, "rate": rate, "nap": NAP_US * conns}
         if kind == "C loop":
-            command = [str(BIN / "sendloop"), "--proto", proto, "--conns", str(conns), "--seconds", str(seconds)]
-            with started([*command, "--rate", str(rate)]) as (process, ready):
-                run = self.load(proto, ready, conns, collect=seconds, rate=rate, nap=NAP*conns//1000)
+            loop = {"proto": proto, "conns": conns, "seconds": seconds, "rate": rate}
+            with started([str(BIN / "sendloop"), *flags(loop)]) as (process, ready):
+                run = self.load(proto, ready, conns, **options)
                 out, _ = process.communicate(timeout=START_SECONDS)
             run["loop"] = json.loads(out)
             run["collect"]["lost"] = run["loop"]["sent"] - run["collect"]["deliveries"]
         else:
             with self.goim_core("--batch", "1", "--queue", "8") as ready:
-                pushers = 1 if rate else 4
-                run = self.load(
-                    proto, ready, conns, collect=seconds, push=ready["http"], pushers=pushers, rate=rate, nap=NAP*conns//1000
-                )
+                options |= {"push": ready["http"], "pushers": 1 if rate else 4}
+                run = self.load(proto, ready, conns, **options)
         run["kind"] = kind
         return run
 
@@ -152,6 +151,11 @@ class Bench:
         return {(proto, n): self.alternate(proto, n, SATURATED) for proto in PROTOS for n in self.sizes}
 
 
+def flags(arguments: Run) -> list[str]:
+    """A command line's options."""
+    return [word for name, value in arguments.items() for word in ("--" + name.replace("_", "-"), str(value))]
+
+
 def say(what: str) -> None:
     """Progress, beside the result on standard output."""
     print(f"  {what}", file=sys.stderr, flush=True)
@@ -160,7 +164,10 @@ def say(what: str) -> None:
 @contextmanager
 def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], Run]]:
     """A process and the JSON line it prints once it listens; it is gone afterwards."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # This checkout is what is measured, unless the environment names another.
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(HERE.parent))))
+    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -168,6 +175,8 @@ def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], Run]]:
                 raise BenchError(f"did not start: {' '.join(command)}")
             yield process, json.loads(line)
             process.communicate(timeout=START_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"did not stop within {START_SECONDS} s: {' '.join(command)}") from None
         finally:
             process.kill()
 
@@ -175,7 +184,7 @@ def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], Run]]:
 def delivery_cost(run: Run) -> float:
     """Server CPU microseconds of one delivery."""
     collected = run["collect"]
-    return float(collected["cpu_s"]) * 1e6 / max(collected["deliveries"], 1)
+    return float(collected["cpu_s"] * 1e6 / max(collected["deliveries"], 1))
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:
@@ -218,11 +227,15 @@ def connections(bench: Bench) -> Iterator[Row]:
         for _ in range(bench.repeats):
             say(f"goim_core, {proto}, {bench.many:,} connections, idle and with heartbeats")
             with bench.goim_core() as ready:
-                bench.load(proto, ready, 500, beat=0.3)
+                bench.load(proto, ready, WARM_UP, beat=0.3)
                 time.sleep(0.3)  # until the server has let go of them
                 runs.append(bench.load(proto, ready, bench.many, beat=bench.seconds(2)))
                 alone.append(bench.load(proto, ready, FEW, beat=bench.seconds(1), beat_window=1))
-        grown = [(run["connect"]["rss_kb"] - run["connect"]["rss_kb_before"]) / bench.many for run in runs]
+        # What the warm-up left behind is used again: those connections are taken to have been free.
+        grown = [
+            (run["connect"]["rss_kb"] - run["connect"]["rss_kb_before"]) / (bench.many - WARM_UP)
+            for run in runs
+        ]
         yield Row(f"memory of an idle connection {proto}", "KB", grown, kb)
         accepts = [run["connect"]["cpu_s"] * 1e6 / bench.many for run in runs]
         yield Row(f"accept and authenticate {proto}", "us CPU", accepts, accept_us)
@@ -232,7 +245,7 @@ def connections(bench: Bench) -> Iterator[Row]:
 
 def beat_cost(run: Run) -> float:
     """Server CPU microseconds of one heartbeat."""
-    return float(run["beat"]["cpu_s"]) * 1e6 / max(run["beat"]["replies"], 1)
+    return float(run["beat"]["cpu_s"] * 1e6 / max(run["beat"]["replies"], 1))
 
 
 def latency(bench: Bench) -> Iterator[Row]:
@@ -246,9 +259,7 @@ def latency(bench: Bench) -> Iterator[Row]:
                     collect = bench.seconds(4)
                     runs.append(bench.load(proto, ready, FEW, collect=collect, push=ready["http"], rate=rate))
             name = f"push to client {proto}, {FEW:,} in the room, {rate}/s"
-            yield percentile_row(name, runs, "latency", "p50_ms")
-            yield percentile_row(name, runs, "latency", "p99_ms", 25)
-            yield percentile_row(name, runs, "latency", "max_ms")
+            yield latency_row(name, runs, "latency", "p99", 25)
             yield lost_row(name, runs)
 
 
@@ -258,28 +269,30 @@ def heartbeat(bench: Bench) -> Iterator[Row]:
         for rate in (5, 10):
             runs = []
             for _ in range(bench.repeats):
-                say(f"goim_core, {proto}, {bench.many:,} connections, {rate} pushes a second, and a heartbeat")
+                say(f"goim_core, {proto}, {bench.many:,} connections, {rate} pushes a second, and one more")
                 with bench.goim_core() as ready:
                     options = {"collect": bench.seconds(3), "push": ready["http"], "rate": rate, "probe": 15}
                     runs.append(bench.load(proto, ready, bench.many, **options))
-            name = f"heartbeat of another {proto}, {bench.many:,} in the room, {rate}/s"
-            yield percentile_row(name, runs, "probe", "p50_ms")
-            yield percentile_row(name, runs, "probe", "p99_ms", 30)
-            yield percentile_row(name, runs, "probe", "max_ms", 30)
-            yield percentile_row(f"{name}: the pushes", runs, "latency", "p99_ms")
-            yield lost_row(name, runs)
+            name = f"heartbeat of another {proto}, {bench.many:,} in a room, {rate}/s"
+            yield latency_row(name, runs, "probe", "max", 30)
+            yield latency_row(f"{name}: the pushes", runs, "latency", "p99")
+            yield lost_row(f"{name}: the pushes", runs)
 
 
-def percentile_row(name: str, runs: list[Run], what: str, which: str, target: float | None = None) -> Row:
+def latency_row(name: str, runs: list[Run], what: str, which: str, target: float | None = None) -> Row:
+    """One percentile; the others go into the note."""
+    values = {key: [float(run[what][f"{key}_ms"]) for run in runs] for key in ("p50", "p99", "max")}
+    rest = ", ".join(f"{key} {number(median(values[key]))}" for key in values if key != which)
     count = sum(run[what]["count"] for run in runs)
-    label = which.removesuffix("_ms")
-    return Row(f"{name}: {label}", "ms", [run[what][which] for run in runs], target, note=f"of {count:,}")
+    return Row(f"{name}: {which}", "ms", values[which], target, note=f"{rest}, of {count:,}")
 
 
 def lost_row(name: str, runs: list[Run]) -> Row:
+    """Pushes times connections less deliveries: what came too often counts as well."""
     count = sum(run["collect"]["deliveries"] for run in runs)
-    lost = sum(abs(run["collect"]["lost"]) for run in runs)
-    return Row(f"{name}: lost", "", [lost], 0, note=f"of {count:,}")
+    return Row(
+        f"{name}: lost", "", [sum(abs(run["collect"]["lost"]) for run in runs)], 0, note=f"of {count:,}"
+    )
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -298,7 +311,7 @@ def compile_all() -> str:
     """Build the C programs where they are older than their source; returns the compiler's version."""
     gcc = shutil.which("gcc")
     if gcc is None:
-        raise BenchError("gcc is missing: the load client and the baseline are C (on Debian: apt install gcc libc6-dev)")
+        raise BenchError("gcc is missing; the load client and the baseline are C (Debian: gcc, libc6-dev)")
     BIN.mkdir(exist_ok=True)
     for name in ("goimload", "sendloop"):
         source, target = HERE / f"{name}.c", BIN / name
@@ -317,7 +330,7 @@ def raise_descriptor_limit() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     allowed = MANY if hard == resource.RLIM_INFINITY else min(MANY, hard - SPARE_DESCRIPTORS)
     if allowed < FEW:
-        raise BenchError(f"RLIMIT_NOFILE: {hard} descriptors are too few, {FEW + SPARE_DESCRIPTORS} are needed")
+        raise BenchError(f"RLIMIT_NOFILE: {hard} descriptors are allowed, {FEW + SPARE_DESCRIPTORS} needed")
     return allowed
 
 
@@ -342,11 +355,36 @@ def describe(bench: Bench, gcc: str) -> Run:
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
-        "load_average": round(os.getloadavg()[0], 2),
         "backend": bench.backend,
         "gcc": gcc,
         **json.loads(versions.stdout),
     }
+
+
+class Load:
+    """What else the machine did: figures from a busy one are worth less."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.busy, self.stolen = self._machine()
+
+    def since(self) -> Run:
+        """Wall time since the start, and the mean number of cores that others used and the host took."""
+        seconds = time.monotonic() - self.began
+        busy, stolen = self._machine()
+        usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        ours = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+        return {
+            "seconds": round(seconds),
+            "cores_used_by_others": round(max(0.0, busy - self.busy - ours) / seconds, 2),
+            "cores_stolen_by_the_host": round((stolen - self.stolen) / seconds, 2),
+        }
+
+    @staticmethod
+    def _machine() -> tuple[float, float]:
+        # proc(5): user nice system idle iowait irq softirq steal, in ticks
+        ticks = [int(word) / os.sysconf("SC_CLK_TCK") for word in Path("/proc/stat").read_text().split()[1:9]]
+        return sum(ticks[:3]) + sum(ticks[5:7]), ticks[7]
 
 
 def table(rows: list[Row]) -> str:
@@ -382,31 +420,39 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.only = options.only.split(",")
     if unknown := set(options.only) - set(SECTIONS):
-        parser.error(f"--only: no such figures: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+        parser.error(f"--only: {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
     return options
 
 
-def main() -> None:
-    """Measure, print the table, write the JSON file."""
+def main() -> int:
+    """Measure, print the table, write the JSON file; 1 where something could not be measured."""
     options = parse()
-    began = time.monotonic()
     gcc = compile_all()
     bench = Bench(options.python, options.backend, options.server, options.quick, raise_descriptor_limit())
     machine = describe(bench, gcc)
-    rows = [row for name in SECTIONS if name in options.only for row in SECTIONS[name](bench)]
+    rows: list[Row] = []
+    failures = []
+    load = Load()
+    for name in options.only:
+        try:
+            rows.extend(SECTIONS[name](bench))
+        except (BenchError, subprocess.SubprocessError) as error:
+            failures.append(f"{name}: not measured: {error}")
+    machine |= load.since()
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
-    print(table(rows))
+    print(table(rows), *failures, sep="\n")
     verdicts = [row.verdict for row in rows]
-    took = time.monotonic() - began
-    print(f"\n{verdicts.count('ok')} ok, {verdicts.count('MISS')} missed, in {took:.0f} s")
+    print(f"\n{verdicts.count('ok')} ok, {verdicts.count('MISS')} missed, {len(failures)} not measured")
     path = options.json or HERE / "out" / f"{bench.backend}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = [asdict(row) | {"median": row.median, "verdict": row.verdict} for row in rows]
-    path.write_text(json.dumps({"machine": machine, "rows": found, "runs": bench.runs}, indent=1) + "\n")
+    result = {"machine": machine, "rows": found, "failures": failures, "runs": bench.runs}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except (BenchError, subprocess.SubprocessError) as error:
+        sys.exit(main())
+    except BenchError as error:
         sys.exit(f"benchmarks/run.py: {error}")

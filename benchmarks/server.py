@@ -41,7 +41,9 @@ def options_of(arguments: argparse.Namespace) -> Options:
 async def serve(options: Options) -> None:
     """Run until SIGTERM or SIGINT."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with Server(auth=OpenAuth(), tcp=ANYWHERE, ws=ANYWHERE, http=ANYWHERE, options=options) as server:
+        async with Server(
+            auth=OpenAuth(), tcp=ANYWHERE, ws=ANYWHERE, http=ANYWHERE, options=options
+        ) as server:
             ports = {door: addresses[0][1] for door, addresses in server.addresses.items()}
             print(json.dumps({"pid": os.getpid(), **ports}), flush=True)
             async for _ in signals:

@@ -39,11 +39,12 @@ DOORS = ("tcp", "tls", "ws", "wss", "http")
 DEFAULT_DOORS = {"tcp": ":3101", "ws": ":3102", "http": "127.0.0.1:3111"}
 """goim's ports."""
 HOOKS = ("auth", "sessions", "messages")
+AUTH_CHOICES = "'open' believes any token, for development; MODULE:CLASS is your own subclass of AuthHook"
 SETTINGS = (*DOORS, *HOOKS, "backend", "certificate", "private_key", "host", "name", "log")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for a failure, 2 for a mistake in the call."""
+    """Run the command line; returns the exit status: 0, 1 for a failure, 2 for a mistake, 130 for Ctrl+C."""
     call = _parser().parse_args(arguments)
     try:
         status: int = call.run(call)
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"goim-core: {error}", file=sys.stderr)
         return 2
     except (OSError, GoimError) as error:
-        print(f"goim-core: {error}", file=sys.stderr)
+        print(f"goim-core: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return status
 
 
@@ -178,6 +181,8 @@ def _server(settings: dict[str, Any]) -> Server:
     certificate, private_key = settings.pop("certificate", None), settings.pop("private_key", None)
     if not certificate and (settings.get("tls") or settings.get("wss")):
         raise ConfigurationError("certificate: missing, tls and wss need one")
+    if hooks["auth"] is None:
+        raise ConfigurationError(f"auth: missing: {AUTH_CHOICES}")
     return Server(
         auth=OpenAuth() if hooks["auth"] == "open" else _load("auth", hooks["auth"], AuthHook),
         sessions=_load("sessions", hooks["sessions"], SessionHook),
@@ -208,8 +213,8 @@ def _load(setting: str, name: str | None, kind: type[Hook]) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"{setting}: cannot load {name!r}: {error}") from None
     if not (isinstance(found, type) and issubclass(found, kind)):
-        expected = "'open' or MODULE:CLASS" if setting == "auth" else "MODULE:CLASS"
-        raise ConfigurationError(f"{setting}: expected {expected} with a {kind.__name__}, got {name!r}")
+        expected = ("'open' or " if setting == "auth" else "") + "MODULE:CLASS, a subclass of"
+        raise ConfigurationError(f"{setting}: expected {expected} {kind.__name__}; got {name!r}")
     return found()
 
 
@@ -258,10 +263,8 @@ def _push(call: argparse.Namespace) -> int:
 
 
 def _listen(call: argparse.Namespace) -> int:
-    try:
-        anyio.run(_print_frames, call)
-    except KeyboardInterrupt:
-        return 130
+    """Connect as a client and print each push as one line, its operation and its body."""
+    anyio.run(_print_frames, call)
     return 0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import anyio
 from anyio.abc import ByteStream
 
-from goim_core.errors import CloseCode, Disconnect
+from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import INT32_MAX, Decoder, Frame, Op, encode
 
 __all__ = ["Client", "connect"]
@@ -58,15 +58,14 @@ class Client:
             raise _reason(frame.body)
         return frame
 
-    def __aiter__(self) -> AsyncIterator[Frame]:
-        return self._frames()
+    def __aiter__(self) -> Self:
+        return self
 
-    async def _frames(self) -> AsyncIterator[Frame]:
-        while True:
-            try:
-                yield await self.receive()
-            except anyio.EndOfStream:
-                return
+    async def __anext__(self) -> Frame:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
 
 
 @asynccontextmanager
@@ -86,7 +85,7 @@ async def connect(
 
     ``token`` is the auth frame's body; without one it is goim's JSON of the other arguments. Raises
     :class:`~goim_core.errors.Disconnect` when the server turns the client away, OSError that names the
-    address when there is none.
+    address when there is none, :class:`~goim_core.errors.ProtocolError` when it is none of goim's.
     """
     if token is None:
         fields: dict[str, Any] = {"mid": mid, "key": key, "room_id": room_id, "platform": platform}
@@ -102,6 +101,8 @@ async def connect(
             reply = await client.receive()
         except anyio.EndOfStream:
             raise Disconnect("closed without a reason", CloseCode.AUTH_REFUSED) from None
+        except ProtocolError as error:
+            raise ProtocolError(f"no goim server: {error}", error.code) from None
         if reply.op != Op.AUTH_REPLY:
             raise Disconnect(f"expected an auth reply, got op {reply.op}", CloseCode.PROTOCOL_ERROR)
         yield client

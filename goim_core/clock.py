@@ -72,7 +72,8 @@ class Deadlines:
 
     A deadline that moves later costs nothing: its entry is looked at when the old time comes, and put
     back. That is what a heartbeat does, so it must be free. One that moves earlier is watched again.
-    A deadline is kept to within one tick, never early.
+    A deadline is never early, and late by less than a tick of :meth:`expire` being called; :meth:`run`
+    calls it once a tick.
     """
 
     def __init__(self, clock: Clock, tick: float = 0.25) -> None:
@@ -84,7 +85,7 @@ class Deadlines:
         """Put ``timed`` in the slot of its :meth:`~Timed.due`, out of the one it is in."""
         if timed.slot is not None:
             timed.slot.discard(timed)
-        tick = int(timed.due() / self._tick) + 1
+        tick = int(timed.due() // self._tick) + 1
         slot = self._slots.get(tick)
         if slot is None:
             slot = self._slots[tick] = set()

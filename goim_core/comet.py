@@ -44,6 +44,9 @@ class Comet:
         self.rooms: dict[str, Room[Channel]] = {}
         self.addresses: Counter[str] = Counter()
         self.counters = Counters() if counters is None else counters
+        self._departures = 0
+        """How often a channel has left, a room or an operation too: a push that paused looks here whether
+        its list is still true."""
 
     def put(self, channel: Channel) -> Channel | None:
         """Take in an authenticated channel; returns the one that it replaces, taken out already."""
@@ -64,6 +67,8 @@ class Comet:
     def _leave(self, channel: Channel) -> None:
         # The session keeps its room: who hears of the disconnect may want to tell those who stay.
         self._leave_room(channel)
+        # A push under way passes it by: it may have been told goodbye.
+        channel.accepts = frozenset()
         self.addresses[channel.address] -= 1
         if not self.addresses[channel.address]:
             del self.addresses[channel.address]
@@ -80,6 +85,7 @@ class Comet:
             channel.room = room
 
     def _leave_room(self, channel: Channel) -> None:
+        self._departures += 1
         room = channel.room
         if room is not None:
             room.remove(channel)
@@ -105,6 +111,7 @@ class Comet:
             channel.accepts = accepts
         elif op == Op.UNSUB:
             channel.accepts -= _ops(frame.body)
+            self._departures += 1
         elif op == Op.AUTH:
             raise Refused("this connection is authenticated already", ErrorCode.CONFLICT)
         elif op in _NOT_FROM_CLIENTS:
@@ -131,47 +138,46 @@ class Comet:
         return encode(op, b"", frame.seq, frame.ver)
 
     def push_keys(self, keys: Iterable[str], op: int, packet: Packet) -> Pushing:
-        """Send to the channels with these keys that accept ``op``."""
+        """Send to the channels with these keys that accept ``op``; who leaves meanwhile gets no more."""
         found = (self.buckets.get(key) for key in keys)
-        return self._spread([c for c in found if c is not None and op in c.accepts], packet)
+        channels = [c for c in found if c is not None and op in c.accepts]
+        yield from self._spread(channels, packet, lambda c: op in c.accepts)
 
     def push_room(self, room_id: str, packet: Packet) -> Pushing:
         """Send to all in the room; who leaves while it is under way gets no more of it."""
         room = self.rooms.get(room_id)
         if room is not None:
-            yield from self._spread(list(room.members), packet, room)
+            yield from self._spread(list(room.members), packet, lambda c: c.room is room)
 
     def push_all(self, op: int, packet: Packet, speed: int = 0) -> Pushing:
         """Send to all that accept ``op``, ``speed`` connections a second, or at once where that is 0."""
         for bucket in self.buckets.all:
             channels = [c for c in bucket.channels.values() if op in c.accepts]
             if speed:
-                yield from self._paced(channels, packet, speed)
+                yield from self._paced(channels, packet, op, speed)
             else:
-                yield from self._spread(channels, packet)
+                yield from self._spread(channels, packet, lambda c: op in c.accepts)
 
-    def _paced(self, channels: Sequence[Channel], packet: Packet, speed: int) -> Pushing:
+    def _paced(self, channels: Sequence[Channel], packet: Packet, op: int, speed: int) -> Pushing:
         share = max(1, int(speed * PACE))
         for start in range(0, len(channels), share):
-            part = channels[start : start + share]
+            part = [c for c in channels[start : start + share] if op in c.accepts]
             self._deliver(part, packet)
             yield len(part) / speed
 
-    def _spread(self, channels: list[Channel], packet: Packet, room: Room[Channel] | None = None) -> Pushing:
-        departures = room.departures if room is not None else 0
+    def _spread(
+        self, channels: Sequence[Channel], packet: Packet, stays: Callable[[Channel], bool]
+    ) -> Pushing:
+        departures = self._departures
         until = perf_counter() + SLICE
-        start = 0
-        while start < len(channels):
-            self._deliver(channels[start : start + CHUNK], packet)
-            start += CHUNK
-            if perf_counter() < until or start >= len(channels):
-                continue
-            yield 0.0
-            until = perf_counter() + SLICE
-            if room is not None and room.departures != departures:
-                departures = room.departures
-                channels = [c for c in channels[start:] if c in room.members]
-                start = 0
+        for start in range(0, len(channels), CHUNK):
+            if start and perf_counter() >= until:
+                yield 0.0
+                until = perf_counter() + SLICE
+            part = channels[start : start + CHUNK]
+            if self._departures != departures:
+                part = [c for c in part if stays(c)]
+            self._deliver(part, packet)
 
     def _deliver(self, channels: Sequence[Channel], packet: Packet) -> None:
         dropped = self.counters.drops.total()

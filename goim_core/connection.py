@@ -199,7 +199,7 @@ class Connection:
         self.edge.deadlines.watch(self)
         farewell = self.wire.farewell(why)
         if farewell:
-            self.channel.reply(farewell)
+            self.channel.farewell(farewell)
         if self.unwatched and self.stage is Stage.CLOSING:
             self.unwatched = False
             self._watch()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Generator
+from math import inf
 from typing import Any, TypeAlias, TypeVar, cast
 
 import anyio
@@ -93,6 +94,8 @@ class Exchanges:
                 )
             _report(outcome, done, failed)
         finally:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()  # cancelled before its turn came, it would warn that nobody awaited it
             self._active -= 1
             if not self._active:
                 self._idle.set()
@@ -104,10 +107,23 @@ async def _run(flow: Flow[Any], step: Awaitable[Any] | _Outcome) -> _Outcome:
         try:
             value = await step
         except BaseException as error:  # noqa: BLE001  # goes to the flow, which may clean up, and out again
-            step = _step(flow.throw, error)
+            step = _step(flow.throw, _own_fault(error))
         else:
             step = _step(flow.send, value)
     return step
+
+
+def _own_fault(error: BaseException) -> BaseException:
+    """``error``, unless a hook on asyncio let out the cancellation of some other task that it waited for.
+
+    Let through, that would end the task group, and with it the server.
+    """
+    foreign = isinstance(error, anyio.get_cancelled_exc_class()) and anyio.current_effective_deadline() > -inf
+    if not foreign:
+        return error
+    fault = RuntimeError("what the hook waited for was cancelled")
+    fault.__cause__ = error
+    return fault
 
 
 def _step(advance: Callable[..., Awaitable[Any]], *args: object) -> Awaitable[Any] | _Outcome:

@@ -69,28 +69,31 @@ def _shared(ops: frozenset[int]) -> frozenset[int]:
 
 
 def _accepts(ops: Iterable[int]) -> frozenset[int]:
-    found = frozenset(ops)
+    try:
+        found = frozenset(ops)
+    except TypeError:
+        raise ValueError(f"accepts: expected operations as int32, got {ops!r:.80}") from None
     for op in found:
-        if type(op) is not int or not 0 <= op <= INT32_MAX:
-            raise ValueError(f"accepts: expected operations as int32, got {op!r}")
+        if not isinstance(op, int) or isinstance(op, bool) or not 0 <= op <= INT32_MAX:
+            raise ValueError(f"accepts: expected operations as int32, got {op!r:.80}")
     return _shared(found)
 
 
 def _mid(_: Any, __: Any, mid: int) -> None:
     if type(mid) is not int or not -(2**63) <= mid < 2**63:
-        raise ValueError(f"mid: expected an int64, got {mid!r}")
+        raise ValueError(f"mid: expected an int64, got {mid!r:.80}")
 
 
 def _optional_key(_: Any, __: Any, key: str) -> None:
     if not isinstance(key, str):
-        raise ValueError(f"key: expected text, got {key!r}")
+        raise ValueError(f"key: expected text, got {key!r:.80}")
     if key:
         check_key(key)
 
 
 def _optional_room_id(_: Any, __: Any, room_id: str) -> None:
     if not isinstance(room_id, str):
-        raise ValueError(f"room_id: expected text, got {room_id!r}")
+        raise ValueError(f"room_id: expected text, got {room_id!r:.80}")
     if room_id:
         check_room_id(room_id)
 
@@ -208,7 +211,7 @@ class OpenAuth(AuthHook):
         """The session that the token asks for; refuses a token that is malformed."""
         try:
             token = json.loads(request.token)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _refused("token: expected JSON") from None
         if not isinstance(token, dict):
             raise _refused(f"token: expected a JSON object, got {type(token).__name__}")
@@ -225,7 +228,7 @@ class OpenAuth(AuthHook):
                 platform=_default(token.get("platform")),
                 accepts=accepts,
             )
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise _refused(str(error)) from None
 
 

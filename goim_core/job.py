@@ -25,6 +25,8 @@ __all__ = ["Job"]
 
 PENDING_BYTES = 1 << 24
 """How much may wait to be sent before no more is taken off the queue, so that publishers wait."""
+MSG_BYTES = 256
+"""What a push that waits costs beside its body, about."""
 PACKET_BYTES = 1 << 16
 """A packet is not merged beyond this, so that one receiver's buffer takes it whole."""
 
@@ -34,6 +36,7 @@ class _Line:
     """Pushes for the same receivers, which so keep their order."""
 
     name: str
+    lingers: bool
     waiting: deque[PushMsg] = Factory(deque)
     sending: bool = False
 
@@ -69,10 +72,10 @@ class Job:
             while self._pending >= PENDING_BYTES:
                 self._space = anyio.Event()
                 await self._space.wait()
-            self._pending += len(msg.msg)
+            self._pending += MSG_BYTES + len(msg.msg)
             line = self._line(msg, tasks)
             line.waiting.append(msg)
-            if not line.sending and (not self._linger or len(line.waiting) >= self._batch):
+            if not line.sending and (not line.lingers or len(line.waiting) >= self._batch):
                 self._start(line)
 
     def _line(self, msg: PushMsg, tasks: TaskGroup) -> _Line:
@@ -80,8 +83,9 @@ class Job:
         name = msg.room if msg.type is PushType.ROOM else msg.type.name
         line = self._lines.get(name)
         if line is None:
-            line = self._lines[name] = _Line(name)
-            if self._linger:
+            lingers = self._linger > 0 and msg.type is PushType.ROOM
+            line = self._lines[name] = _Line(name, lingers)
+            if lingers:
                 tasks.start_soon(self._start_later, line)
         return line
 
@@ -112,7 +116,7 @@ class Job:
             taken = self._take(line)
             yield from self._push(taken)
             for msg in taken:
-                self._pending -= len(msg.msg)
+                self._pending -= MSG_BYTES + len(msg.msg)
                 self._queue.acknowledge(msg)
             self._space.set()
             if line.waiting:

@@ -31,6 +31,9 @@ PAUSE = 0.25
 
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
+_NOT_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
+"""A host may have an address of a kind that this machine has not: then it listens on the others."""
+
 _log = logging.getLogger("goim_core.listener")
 
 
@@ -96,9 +99,10 @@ class Listener:
             return
         self._reactor.remove(self.sock)
         address = self.address
-        self.sock.close()
         if isinstance(address, str):
+            # Before the socket ends, so that it cannot be the path of a successor yet.
             Path(address).unlink(missing_ok=True)
+        self.sock.close()
 
 
 def _ip(peer: object) -> str:
@@ -123,8 +127,10 @@ def parse_address(option: str, address: Address) -> tuple[str, int] | Path:
         if not colon or not port.isdecimal():
             raise ConfigurationError(f"{option}: expected 'host:port', got {address!r}")
         address = (host.removeprefix("[").removesuffix("]"), int(port))
+    if not (isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str)):
+        raise ConfigurationError(f"{option}: expected 'host:port', (host, port) or a path, got {address!r}")
     host, number = address
-    if not isinstance(number, int) or not 0 <= number <= 65535:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 65535:
         raise ConfigurationError(f"{option}: expected a port from 0 to 65535, got {number!r}")
     return host, number
 
@@ -141,27 +147,39 @@ def bind(option: str, address: Address, backlog: int) -> list[socket.socket]:
             return [_bind_unix(target, backlog)]
         host, port = target
         if not host and socket.has_dualstack_ipv6():
-            return [
-                _prepared(
-                    socket.create_server(
-                        ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
-                    )
-                )
-            ]
-        sockets: list[socket.socket] = []
-        for family, resolved in _resolve(host, port):
-            try:
-                sock = socket.create_server((resolved, port), family=family, backlog=backlog)
-            except OSError:
-                if not sockets:
-                    raise
-                continue  # the host has an address here that this machine does not
-            sockets.append(_prepared(sock))
-            port = port or sock.getsockname()[1]
+            sock = socket.create_server(
+                ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
+            )
+            return [_prepared(sock)]
+        return _bind_each(host, port, backlog)
     except OSError as error:
         raise OSError(
             error.errno, f"{option}: cannot listen on {address}: {error.strerror or error}"
         ) from error
+    except UnicodeError as error:  # from the encoding of host names (IDNA)
+        raise ConfigurationError(f"{option}: {host!r} is no host name: {error}") from None
+
+
+def _bind_each(host: str, port: int, backlog: int) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    try:
+        for family, resolved in _resolve(host, port):
+            try:
+                sock = socket.create_server((resolved, port), family=family, backlog=backlog)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                absent = error
+                continue
+            sockets.append(_prepared(sock))
+            port = port or sock.getsockname()[1]
+        if absent is not None and not sockets:
+            raise absent
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
     return sockets
 
 
@@ -184,10 +202,13 @@ def _bind_unix(path: Path, backlog: int) -> socket.socket:
     # A socket that a killed process left behind is in the way; a file of another kind is not ours.
     if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # where somebody listens and is busy, connecting would wait
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink()
+            except BlockingIOError:
+                pass
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.bind(str(path))

@@ -68,7 +68,7 @@ class Logic:
             key = yield from settle(self._sessions.make_key(session))
             if not isinstance(key, str):
                 raise _wrong(self._sessions.make_key, "a str", key)
-        session = evolve(session, key=key and check_key(key), server=self.name)
+        session = evolve(session, key=check_key(key), server=self.name)
         yield from settle(self._registry.add(session))
         return session
 

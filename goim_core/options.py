@@ -52,7 +52,8 @@ def _int(default: int, minimum: int, maximum: float = INT32_MAX) -> Any:
 
 
 def _seconds(default: float, minimum: float = 0.001) -> Any:
-    return field(default=default, validator=_number(minimum))
+    # Bounded (by 31 years), because a deadline is a time that has a place on the wheel.
+    return field(default=default, validator=_number(minimum, 1e9))
 
 
 @frozen(kw_only=True)
@@ -94,7 +95,7 @@ class Options:
     """How many pushes the memory queue holds before publishers wait."""
     batch: int = _int(256, 1)
     """How many pushes may be merged into one packet; 1 sends each alone."""
-    linger: float = field(default=0.0, validator=_number(0))
+    linger: float = _seconds(0.0, 0)
     """How long a room's first push waits for others to be merged with (goim: 1 s); 0 sends at once."""
     buckets: int = _int(32, 1, 1 << 16)
     """Into how many buckets connections are spread (goim: 32)."""

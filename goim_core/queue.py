@@ -7,9 +7,11 @@ goim's job reads pushes from Kafka; here a queue is whatever keeps this contract
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from enum import IntEnum
 
 import anyio
+import anyio.lowlevel
 from attrs import frozen
 
 from goim_core.errors import ConfigurationError, QueueFull, ServerStopped
@@ -55,7 +57,8 @@ class Queue(ABC):
     async def publish(self, msg: PushMsg, *, nowait: bool = False) -> None:
         """Put ``msg`` on the queue; wait while it is full.
 
-        With ``nowait`` raises :class:`~goim_core.errors.QueueFull` instead of waiting.
+        With ``nowait`` raises :class:`~goim_core.errors.QueueFull` instead of waiting. On a queue that is
+        closed both raise :class:`~goim_core.errors.ServerStopped`, and so does :meth:`receive`.
         """
 
     @abstractmethod
@@ -88,9 +91,12 @@ class MemoryQueue(Queue):
         if size < 1:
             raise ConfigurationError(f"size: expected at least 1, got {size}")
         self.size = size
-        self._sender, self._receiver = anyio.create_memory_object_stream[PushMsg](size)
+        self._waiting: deque[PushMsg] = deque()
+        self._places = anyio.Semaphore(size, fast_acquire=True)
+        self._arrived = anyio.Event()
         self._unacknowledged = 0
         self._drained = anyio.Event()
+        self._closed = False
 
     @property
     def pending(self) -> int:
@@ -99,20 +105,35 @@ class MemoryQueue(Queue):
 
     async def publish(self, msg: PushMsg, *, nowait: bool = False) -> None:
         """See :meth:`Queue.publish`."""
-        try:
-            if nowait:
-                self._sender.send_nowait(msg)
-            else:
-                await self._sender.send(msg)
-        except anyio.WouldBlock:
-            raise QueueFull(f"the push queue is full: {self.size} pushes wait") from None
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            raise ServerStopped("the push queue is closed") from None
+        self._check_open()
+        if nowait:
+            try:
+                self._places.acquire_nowait()
+            except anyio.WouldBlock:
+                raise QueueFull(f"the push queue is full: {self.size} pushes wait") from None
+        else:
+            await self._places.acquire()
+            if self._closed:
+                self._places.release()  # the next that waits is to be told too
+                self._check_open()
+        self._waiting.append(msg)
         self._unacknowledged += 1
+        self._arrived.set()
 
     async def receive(self) -> PushMsg:
         """See :meth:`Queue.receive`."""
-        return await self._receiver.receive()
+        await anyio.lowlevel.checkpoint()
+        while not self._waiting:
+            self._check_open()
+            if self._arrived.is_set():
+                self._arrived = anyio.Event()
+            await self._arrived.wait()
+        self._places.release()
+        return self._waiting.popleft()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServerStopped("the push queue is closed")
 
     def acknowledge(self, msg: PushMsg) -> None:
         """See :meth:`Queue.acknowledge`."""
@@ -127,6 +148,7 @@ class MemoryQueue(Queue):
             await self._drained.wait()
 
     async def aclose(self) -> None:
-        """Close the queue; a publisher that waits, and any later one, is told so."""
-        self._sender.close()
-        self._receiver.close()
+        """Close the queue; those who wait at it, and all who come later, get ServerStopped."""
+        self._closed = True
+        self._arrived.set()
+        self._places.release()

@@ -130,7 +130,7 @@ class KernelReactor(Reactor):
     async def run(self) -> None:
         """See :meth:`Reactor.run`."""
         poll, sources, fileno = self._poller.poll, self._sources, self._poller.fileno()
-        busy = False
+        busy = bool(self._again)
         while True:
             if busy:
                 await anyio.lowlevel.checkpoint()
@@ -208,12 +208,13 @@ class TaskReactor(Reactor):
     async def _wait(self, sock: Socket, direction: int, scope: anyio.CancelScope) -> None:
         with scope:
             while self._scopes.get((sock, direction)) is scope:
+                await (anyio.wait_readable if direction == READ else anyio.wait_writable)(sock)
+                if self._scopes.get((sock, direction)) is not scope:
+                    return  # another source ended this one after it had become ready
                 source = self._sources[sock]
                 if direction == READ:
-                    await anyio.wait_readable(sock)
                     source.on_readable()
                 else:
-                    await anyio.wait_writable(sock)
                     source.on_writable()
 
     def sources(self) -> list[Source]:

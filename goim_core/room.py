@@ -21,8 +21,6 @@ class Room(Generic[M]):
 
     id: str
     members: dict[M, None] = Factory(dict)
-    departures: int = 0
-    """How often a member has left: a push that paused looks here whether its list is still true."""
 
     def put(self, member: M) -> None:
         """Let ``member`` in."""
@@ -30,9 +28,7 @@ class Room(Generic[M]):
 
     def remove(self, member: M) -> None:
         """Let ``member`` out, if it is in."""
-        if member in self.members:
-            del self.members[member]
-            self.departures += 1
+        self.members.pop(member, None)
 
     @property
     def online(self) -> int:

@@ -22,6 +22,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Request
 
 from goim_core import Disconnect, OpenAuth, Server, Session, SessionHook
+from tests.clocks import ManualClock
 
 both = pytest.mark.parametrize("wire", ["tcp", "ws"])
 
@@ -230,8 +231,12 @@ class World:
         self.sockets: list[socket.socket] = []
 
     async def dial(self, door: str, receive_buffer: int = 0) -> socket.socket:
-        address = self.server.addresses[door][0]
-        return await self.dial_address(address, receive_buffer)
+        """A connected socket, which the server has accepted: its deadlines count from now."""
+        opened = self.server.stats().opened
+        sock = await self.dial_address(self.server.addresses[door][0], receive_buffer)
+        if door != "http":
+            await until(lambda: self.server.stats().opened > opened)
+        return sock
 
     async def dial_address(self, address: tuple[str, int] | str, receive_buffer: int = 0) -> socket.socket:
         family = socket.AF_INET
@@ -320,6 +325,8 @@ async def serve(*, client_tls: ssl.SSLContext | None = None, **settings: Any) ->
                 yield world
             finally:
                 world.close()
+                if isinstance(settings.get("clock"), ManualClock):
+                    settings["clock"].release()
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -345,6 +352,18 @@ class Log:
         while len(self.entries) < count:
             await self._changed.wait()
         return self.entries
+
+
+class Gate:
+    """Lets hooks wait for the test."""
+
+    def __init__(self) -> None:
+        self.log = Log()
+        self.opened = anyio.Event()
+
+    async def wait(self, name: str) -> None:
+        self.log.add(name)
+        await self.opened.wait()
 
 
 class SessionLog(SessionHook):

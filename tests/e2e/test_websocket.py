@@ -156,11 +156,11 @@ async def test_an_empty_message() -> None:
         (opened(frame(2), first=0x83), 1002),
         (opened(frame(2), first=0x80), 1002),
         (b"\x82\xff" + (1 << 62).to_bytes(8, "big") + bytes(4), 1009),
-        (b"\x82\xff" + b"\xff" * 12, 1002),
+        (b"\x82\xff" + b"\xff" * 12, 1009),
         (opened(b"", first=0x08), 1002),
         (opened(b"\x03\xed", first=0x88), 1002),
     ],
-    ids=["unmasked", "reserved bit", "unknown opcode", "lonely continuation", "huge", "negative", "cut ping", "1005"],
+    ids=["unmasked", "reserved bit", "unknown opcode", "lonely continuation", "huge", "negative", "close in fragments", "1005"],
 )
 async def test_illegal_frames(data: bytes, code: int) -> None:
     async with serve() as world:

@@ -1,0 +1,397 @@
+"""Hooks that are plain or async: no task for the plain, and every way an async one can end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio.abc import TaskGroup
+from attrs import define, field
+
+from goim_core.clock import Deadlines
+from goim_core.errors import (
+    CloseCode,
+    Disconnect,
+    ErrorCode,
+    HookError,
+    ProtocolError,
+    QueueFull,
+    Refused,
+)
+from goim_core.flow import Exchanges, Flow, settle
+from tests.clocks import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+TIMEOUT = 5.0
+
+
+class NoTasks:
+    """A task group for flows that must not start a task."""
+
+    def start_soon(self, *_: object) -> None:
+        pytest.fail("a task was started")
+
+
+@define
+class Ends:
+    """How exchanges ended, in order."""
+
+    seen: list[Any] = field(factory=list)
+    changed: anyio.Event = field(factory=anyio.Event)
+
+    def add(self, end: Any) -> None:
+        self.seen.append(end)
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    async def count(self, count: int) -> list[Any]:
+        while len(self.seen) < count:
+            await self.changed.wait()
+        return self.seen
+
+
+def plain_exchanges() -> Exchanges:
+    return Exchanges(cast("TaskGroup", NoTasks()), Deadlines(ManualClock()), 1, TIMEOUT)
+
+
+def calling(hook: Callable[[], Any]) -> Flow[Any]:
+    """A flow of one hook."""
+    return (yield from settle(hook()))
+
+
+def ended(hook: Callable[[], Any]) -> Any:
+    """How an exchange with a plain hook ends; it has to end at once."""
+    ends = Ends()
+    assert plain_exchanges().begin(calling(hook), ends.add, ends.add)
+    (end,) = ends.seen
+    return end
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    def hook() -> None:
+        raise error
+
+    return hook
+
+
+def raising_later(error: BaseException) -> Callable[[], Any]:
+    async def hook() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise error
+
+    return hook
+
+
+# Plain hooks.
+
+
+async def test_a_plain_hook_needs_no_task() -> None:
+    assert ended(lambda: "value") == "value"
+
+
+async def test_a_flow_of_plain_hooks_needs_no_task() -> None:
+    def flow() -> Flow[int]:
+        first = yield from settle(1)
+        second = yield from settle(2)
+        return first + second
+
+    ends = Ends()
+    assert plain_exchanges().begin(flow(), ends.add, ends.add)
+    assert ends.seen == [3]
+
+
+# Async hooks.
+
+
+async def test_an_async_hook_runs_in_a_task() -> None:
+    ends, release = Ends(), anyio.Event()
+
+    async def hook() -> str:
+        await release.wait()
+        return "value"
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        assert not exchanges.begin(calling(hook), ends.add, ends.add)
+        assert ends.seen == []
+        release.set()
+        assert await ends.count(1) == ["value"]
+
+
+async def test_plain_and_async_hooks_in_one_flow() -> None:
+    async def double(value: int) -> int:
+        await anyio.lowlevel.checkpoint()
+        return 2 * value
+
+    class Awaits:
+        def __await__(self) -> Any:
+            yield from double(5).__await__()
+            return "awaited"
+
+    def flow() -> Flow[list[object]]:
+        found: list[object] = [(yield from settle(1)), (yield from settle(double(1)))]
+        found += [(yield from settle(3)), (yield from settle(cast("Awaitable[str]", Awaits())))]
+        return found
+
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        assert not exchanges.begin(flow(), ends.add, ends.add)
+        assert await ends.count(1) == [[1, 2, 3, "awaited"]]
+
+
+async def test_a_flow_may_catch_what_its_async_hook_raises() -> None:
+    def flow() -> Flow[str]:
+        try:
+            yield from settle(raising_later(KeyError("k"))())
+        except KeyError:
+            return "caught"
+        return "not raised"
+
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.begin(flow(), ends.add, ends.add)
+        assert await ends.count(1) == ["caught"]
+
+
+# What they raise.
+
+TOLD = [Refused("no", 404), Disconnect("out", CloseCode.NORMAL)]
+HIDDEN = [
+    ValueError("secret"),
+    HookError("Mine.receive may return None; it returned int"),
+    QueueFull("secret"),
+    ProtocolError("secret"),
+    RecursionError("secret"),
+    StopIteration("secret"),
+    ExceptionGroup("secret", [ValueError("secret")]),
+]
+
+
+def is_internal(end: object) -> bool:
+    return isinstance(end, Refused) and (end.reason, end.code) == ("internal error", ErrorCode.INTERNAL)
+
+
+@pytest.mark.parametrize("error", TOLD, ids=repr)
+async def test_what_a_hook_tells_the_client_arrives_as_it_is(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ended(raising(error)) is error
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.begin(calling(raising_later(error)), ends.add, ends.add)
+        assert await ends.count(1) == [error]
+    assert not caplog.records, "it is the application's decision, not a fault"
+
+
+@pytest.mark.parametrize("error", [e for e in HIDDEN if not isinstance(e, StopIteration)], ids=repr)
+async def test_any_other_error_is_logged_and_hidden_from_the_client(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert is_internal(ended(raising(error)))
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.begin(calling(raising_later(error)), ends.add, ends.add)
+        assert is_internal((await ends.count(1))[0])
+    assert len(caplog.records) == 2
+    assert all(str(error) in caplog.text for _ in caplog.records)
+
+
+async def test_a_plain_hook_that_raises_stop_iteration_does_not_end_its_flow_well(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert is_internal(ended(raising(StopIteration("value"))))
+    assert "StopIteration" in caplog.text
+
+
+async def test_an_interrupt_is_no_fault_of_a_hook() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ended(raising(KeyboardInterrupt()))
+
+
+# Only asyncio lets a cancellation out of the task that it was meant for.
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancelled_task_of_the_hooks_own_ends_only_its_exchange(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def hook() -> None:
+        task = asyncio.get_running_loop().create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    async def after() -> str:
+        await anyio.lowlevel.checkpoint()
+        return "the others go on"
+
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.begin(calling(hook), ends.add, ends.add)
+        assert is_internal((await ends.count(1))[0])
+        exchanges.begin(calling(after), ends.add, ends.add)
+        assert (await ends.count(2))[1] == "the others go on"
+        await exchanges.idle()
+    assert "CancelledError" in caplog.text
+
+
+# Time, number, end.
+
+
+async def test_a_hook_that_hangs_is_ended_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    deadlines = Deadlines(clock)
+    ends, cleaned, hanging = Ends(), anyio.Event(), anyio.Event()
+
+    async def hook() -> None:
+        try:
+            hanging.set()
+            await anyio.sleep_forever()
+        finally:
+            cleaned.set()
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, deadlines, 1, TIMEOUT)
+        exchanges.begin(calling(hook), ends.add, ends.add)
+        await hanging.wait()
+        clock.advance(TIMEOUT - 0.5)
+        deadlines.expire()
+        assert ends.seen == []
+        clock.advance(1)
+        deadlines.expire()
+        (end,) = await ends.count(1)
+        assert isinstance(end, Refused)
+        assert end.code == ErrorCode.TIMEOUT
+        await exchanges.idle()
+    assert cleaned.is_set()
+    assert "calling" in caplog.text, "the log says which"
+
+
+async def test_a_hook_that_is_in_time_leaves_no_timer_behind() -> None:
+    clock = ManualClock()
+    deadlines = Deadlines(clock)
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, deadlines, 1, TIMEOUT)
+        exchanges.begin(calling(anyio.lowlevel.checkpoint), ends.add, ends.add)
+        await exchanges.idle()
+        clock.advance(2 * TIMEOUT)
+        assert not deadlines.expire()
+    assert ends.seen == [None]
+
+
+async def test_the_time_of_an_exchange_begins_when_it_is_its_turn() -> None:
+    clock = ManualClock()
+    deadlines = Deadlines(clock)
+    ends, release, started = Ends(), anyio.Event(), anyio.Event()
+
+    async def slow() -> str:
+        started.set()
+        await release.wait()
+        return "slow"
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, deadlines, 1, TIMEOUT)
+        exchanges.begin(calling(slow), ends.add, ends.add)
+        exchanges.begin(calling(slow), ends.add, ends.add)
+        await started.wait()
+        clock.advance(TIMEOUT - 0.5)
+        release.set()
+        await ends.count(1)
+        clock.advance(1)
+        deadlines.expire()
+        assert await ends.count(2) == ["slow", "slow"]
+
+
+async def test_only_so_many_are_with_hooks_at_a_time() -> None:
+    ends, release = Ends(), anyio.Event()
+    inside, most = 0, 0
+
+    async def hook() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await release.wait()
+        inside -= 1
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 3, TIMEOUT)
+        for _ in range(10):
+            exchanges.begin(calling(hook), ends.add, ends.add)
+        await anyio.wait_all_tasks_blocked()
+        assert inside == 3
+        release.set()
+        await ends.count(10)
+    assert most == 3
+
+
+async def test_a_plain_hook_does_not_wait_for_a_place() -> None:
+    ends, release = Ends(), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.begin(calling(release.wait), ends.add, ends.add)
+        assert exchanges.begin(calling(lambda: "plain"), ends.add, ends.add)
+        assert ends.seen == ["plain"]
+        release.set()
+
+
+async def test_idle_waits_for_all() -> None:
+    ends, release = Ends(), [anyio.Event() for _ in range(3)]
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 10, TIMEOUT)
+        await exchanges.idle()
+        for event in release:
+            exchanges.begin(calling(event.wait), ends.add, ends.add)
+
+        async def let_go() -> None:
+            for count, event in enumerate(release, 1):
+                event.set()
+                await ends.count(count)
+
+        tasks.start_soon(let_go)
+        await exchanges.idle()
+        assert len(ends.seen) == 3
+
+
+async def test_an_exchange_that_begins_another_is_not_idle_between() -> None:
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+
+        def then(_: object) -> None:
+            exchanges.begin(calling(anyio.lowlevel.checkpoint), ends.add, ends.add)
+
+        exchanges.begin(calling(anyio.lowlevel.checkpoint), then, ends.add)
+        await exchanges.idle()
+        assert ends.seen == [None]
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_cancelling_ends_all_without_a_word(limit: int) -> None:
+    """Those with a hook, those that wait for a place, and those whose task has not begun."""
+    ends, cleaned, hanging = Ends(), [], anyio.Event()
+
+    async def hook() -> None:
+        try:
+            hanging.set()
+            await anyio.sleep_forever()
+        finally:
+            cleaned.append(1)
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), limit, TIMEOUT)
+        exchanges.begin(calling(hook), ends.add, ends.add)
+        exchanges.begin(calling(hook), ends.add, ends.add)
+        await hanging.wait()
+        exchanges.begin(calling(hook), ends.add, ends.add)
+        tasks.cancel_scope.cancel()
+    assert ends.seen == []
+    assert cleaned
+    await exchanges.idle()
