@@ -117,7 +117,7 @@ class Bench:
 
     def fan_out(self, kind: Kind, proto: str, conns: int, rate: float) -> Run:
         """Pushes to one room of ``conns``, or the same sends in C; ``rate`` a second, or at full speed."""
-        seconds = self.seconds(2)
+        seconds = self.seconds(1.5)
         say(f"{kind}, {proto}, {conns:,} connections, {f'{rate:g} pushes a second' if rate else 'saturated'}")
         options = {"collect": seconds, "rate": rate, "nap": NAP_US * conns}
         if kind == "C loop":
@@ -134,21 +134,25 @@ class Bench:
         run["kind"] = kind
         return run
 
-    def alternate(self, proto: str, conns: int, rate: float) -> tuple[list[float], list[float]]:
+    def alternate(self, proto: str, conns: int, rate: float, repeats: int) -> tuple[list[float], list[float]]:
         """CPU microseconds of one delivery, of goim_core and of the C loop, taken in turn."""
         pairs = [
             (
                 delivery_cost(self.fan_out("goim_core", proto, conns, rate)),
                 delivery_cost(self.fan_out("C loop", proto, conns, rate)),
             )
-            for _ in range(self.repeats)
+            for _ in range(repeats)
         ]
         return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
     @cached_property
     def saturated(self) -> dict[tuple[str, int], tuple[list[float], list[float]]]:
         """The saturated runs, which two sections need: by protocol and number of connections."""
-        return {(proto, n): self.alternate(proto, n, SATURATED) for proto in PROTOS for n in self.sizes}
+        return {
+            (proto, n): self.alternate(proto, n, SATURATED, self.repeats)
+            for proto in PROTOS
+            for n in self.sizes
+        }
 
 
 def flags(arguments: Run) -> list[str]:
@@ -208,7 +212,7 @@ def growth(bench: Bench) -> Iterator[Row]:
     """What a delivery costs among many connections, against among few."""
     many, few = bench.many, FEW
     for proto in PROTOS:
-        at_rate = {n: bench.alternate(proto, n, 45_000 / n) for n in bench.sizes}
+        at_rate = {n: bench.alternate(proto, n, 45_000 / n, min(bench.repeats, 2)) for n in bench.sizes}
         saturated = {n: bench.saturated[proto, n] for n in bench.sizes}
         for how, cost in (("saturated", saturated), ("45,000/s", at_rate)):
             name = f"cost of a delivery {proto} {many:,} / {few:,}, {how}"
@@ -256,7 +260,7 @@ def latency(bench: Bench) -> Iterator[Row]:
             for _ in range(bench.repeats):
                 say(f"goim_core, {proto}, {FEW:,} connections, {rate} pushes a second")
                 with bench.goim_core() as ready:
-                    collect = bench.seconds(4)
+                    collect = bench.seconds(3)
                     runs.append(bench.load(proto, ready, FEW, collect=collect, push=ready["http"], rate=rate))
             name = f"push to client {proto}, {FEW:,} in the room, {rate}/s"
             yield latency_row(name, runs, "latency", "p99", 25)

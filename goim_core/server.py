@@ -160,10 +160,13 @@ class Server:
         with anyio.CancelScope(shield=True):
             await self._stop()
         self._scope.cancel()
+        # What the block raised comes out as it went in: a task group would wrap it, trio's even a copy.
+        if isinstance(error, Exception):
+            await self._tasks.__aexit__(None, None, None)
+            return False
         try:
             return await self._tasks.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
-            # What the block raised comes out as it went in, not as a group of one.
             if group.exceptions == (error,):
                 return False
             raise

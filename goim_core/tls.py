@@ -29,7 +29,7 @@ class TLSSocket:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._waiting = b""
+        self._waiting = memoryview(b"")
 
     def fileno(self) -> int:
         """The socket's descriptor, -1 when closed."""
@@ -76,7 +76,9 @@ class TLSSocket:
 
     def flush(self) -> bool:
         """Send cipher text; True when none waits any more."""
-        self._waiting += self._outgoing.read()
+        if self._outgoing.pending:
+            # A view, so that what waits is not copied at each step of sending it.
+            self._waiting = memoryview(bytes(self._waiting) + self._outgoing.read())
         while self._waiting:
             try:
                 sent = self.raw.send(self._waiting)

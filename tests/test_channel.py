@@ -322,9 +322,7 @@ class Streams(RuleBasedStateMachine):
 
     def full(self, size: int) -> bool:
         waiting = self.waiting()
-        return (
-            len(waiting) >= self.PACKETS or sum(len(rest) for _, rest, _, _ in waiting) + size > self.BYTES
-        )
+        return len(waiting) >= self.PACKETS or sum(len(rest) for _, rest, _, _ in waiting) + size > self.BYTES
 
     def bodies(self, count: int, size: int) -> list[bytes]:
         return [b"%d:" % next(self.numbers) + bytes(size) for _ in range(count)]

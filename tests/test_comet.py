@@ -30,7 +30,9 @@ def packet(body: bytes = b"push", op: int = 1000) -> Packet:
     return Packet([encode(op, body)])
 
 
-def joined(comet: Comet, key: str, room_id: str = "", accepts: tuple[int, ...] = (), address: str = "") -> Link:
+def joined(
+    comet: Comet, key: str, room_id: str = "", accepts: tuple[int, ...] = (), address: str = ""
+) -> Link:
     session = Session(mid=1, key=key, room_id=room_id, accepts=frozenset(accepts))
     link = Link(session=session, counters=comet.counters, address=address)
     comet.put(link.channel)
@@ -168,7 +170,8 @@ def test_subscriptions_have_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b",", b"1000,", b"-1", b"+1", b" 1", b"1_0", b"0x1", b"1.0", b"2147483648", b"\xd9\xa3", b"0" * 11]
+    "body",
+    [b"", b",", b"1000,", b"-1", b"+1", b" 1", b"1_0", b"0x1", b"1.0", b"2147483648", b"\xd9\xa3", b"0" * 11],
 )
 def test_subscriptions_that_are_no_list_of_int32_change_nothing(body: bytes) -> None:
     comet = Comet()
@@ -181,7 +184,8 @@ def test_subscriptions_that_are_no_list_of_int32_change_nothing(body: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "body", [b"live", b"://", b"live://", b"://1", b"live:/1", b"\xff\xfe", b"live://" + bytes(300), b"live://\n"]
+    "body",
+    [b"live", b"://", b"live://", b"://1", b"live:/1", b"\xff\xfe", b"live://" + bytes(300), b"live://\n"],
 )
 def test_a_bad_room_id_changes_nothing(body: bytes) -> None:
     comet = Comet()
@@ -241,7 +245,9 @@ def test_a_refusal_to_a_client_that_accepts_errors_says_why() -> None:
     comet = Comet()
     link = joined(comet, "a", accepts=(Op.ERROR,))
     frame = Frame(1000, b"body", seq=7, ver=3)
-    reply = comet.refusal(link.channel, frame, Refused("n\N{LATIN SMALL LETTER O WITH DIAERESIS} \ud800", 404))
+    reply = comet.refusal(
+        link.channel, frame, Refused("n\N{LATIN SMALL LETTER O WITH DIAERESIS} \ud800", 404)
+    )
     assert reply[:16] == encode(Op.ERROR, reply[16:], 7, 3)[:16]
     assert json.loads(reply[16:]) == {"op": 1000, "code": 404, "message": "n\u00f6 ?"}
 
@@ -251,14 +257,22 @@ def test_a_refusal_to_a_client_that_accepts_errors_says_why() -> None:
 
 def test_a_key_push_goes_to_those_that_accept_the_op() -> None:
     comet = Comet()
-    yes, no, other = joined(comet, "a", accepts=(1000,)), joined(comet, "b"), joined(comet, "c", accepts=(1000,))
+    yes, no, other = (
+        joined(comet, "a", accepts=(1000,)),
+        joined(comet, "b"),
+        joined(comet, "c", accepts=(1000,)),
+    )
     assert run(comet.push_keys(["a", "b", "unknown"], 1000, packet())) == []
     assert [link.bodies() for link in (yes, no, other)] == [[b"push"], [], []]
 
 
 def test_a_room_push_goes_to_all_in_the_room_whatever_they_accept() -> None:
     comet = Comet()
-    yes, no, other = joined(comet, "a", ROOM, accepts=(1,)), joined(comet, "b", ROOM), joined(comet, "c", OTHER)
+    yes, no, other = (
+        joined(comet, "a", ROOM, accepts=(1,)),
+        joined(comet, "b", ROOM),
+        joined(comet, "c", OTHER),
+    )
     assert run(comet.push_room(ROOM, packet())) == []
     assert run(comet.push_room("live://nobody", packet())) == []
     assert [link.bodies() for link in (yes, no, other)] == [[b"push"], [b"push"], []]
@@ -335,7 +349,13 @@ def test_who_leaves_during_a_key_push_gets_no_more_of_it(tiny_slices: None) -> N
 
 def test_the_rooms_with_the_most() -> None:
     comet = Comet()
-    for room, members in (("live://b", 2), ("live://a", 2), ("live://c", 3), ("chat://d", 9), ("liver://e", 9)):
+    for room, members in (
+        ("live://b", 2),
+        ("live://a", 2),
+        ("live://c", 3),
+        ("chat://d", 9),
+        ("liver://e", 9),
+    ):
         for i in range(members):
             joined(comet, f"{room}-{i}", room)
     assert comet.online_top("live", 2) == [("c", 3), ("a", 2)]

@@ -21,7 +21,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_programs_of_the_readme_are_programs() -> None:
-    programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert programs
     for program in programs:
         names: dict[str, object] = {"__name__": "program"}
@@ -31,14 +31,16 @@ def test_the_programs_of_the_readme_are_programs() -> None:
 
 def test_every_option_is_documented_with_its_default() -> None:
     rows = dict(
-        re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", (ROOT / "docs" / "embedding.md").read_text(), re.M)
+        re.findall(
+            r"^\| `(\w+)` \| `?([^|`]+)`? \|", (ROOT / "docs" / "embedding.md").read_text(), re.MULTILINE
+        )
     )
     defaults = {field.name: str(getattr(Options(), field.name)) for field in attrs.fields(Options)}
     assert {name: value.strip() for name, value in rows.items() if name in defaults} == defaults
 
 
 @pytest.mark.parametrize("codes", [Op, CloseCode, ErrorCode], ids=lambda codes: codes.__name__)
-def test_every_code_is_in_the_protocol(codes: type[Op] | type[CloseCode] | type[ErrorCode]) -> None:
+def test_every_code_is_in_the_protocol(codes: type[Op | CloseCode | ErrorCode]) -> None:
     text = (ROOT / "docs" / "protocol.md").read_text()
     for code in codes:
         assert re.search(rf"\b{code.value}\b", text), code

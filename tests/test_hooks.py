@@ -104,13 +104,16 @@ def test_a_session_changes_only_its_room() -> None:
 
 def test_sessions_are_equal_only_when_they_are_the_same() -> None:
     session = Session(mid=1, key="k")
-    assert session == session  # noqa: PLR0124
+    assert session == session
     assert session != Session(mid=1, key="k")
     assert len({session, Session(mid=1, key="k")}) == 2
 
 
 def test_equal_accepts_are_one_object() -> None:
-    first, second = Session(mid=1, accepts=frozenset([1000, 1001])), Session(mid=2, accepts=frozenset([1001, 1000]))
+    first, second = (
+        Session(mid=1, accepts=frozenset([1000, 1001])),
+        Session(mid=2, accepts=frozenset([1001, 1000])),
+    )
     assert first.accepts is second.accepts
 
 
@@ -124,7 +127,9 @@ def test_connections_of_one_room_share_its_name() -> None:
     assert first.room_id is second.room_id
 
 
-@pytest.mark.parametrize("room_id", ["live://1000", "a://b", "a://b://c", "live://with blank", "\u4eba://\u4eba"])
+@pytest.mark.parametrize(
+    "room_id", ["live://1000", "a://b", "a://b://c", "live://with blank", "\u4eba://\u4eba"]
+)
 def test_room_ids(room_id: str) -> None:
     assert check_room_id(room_id) == room_id
 
@@ -225,7 +230,7 @@ JSON = st.recursive(
     max_leaves=10,
 )
 FIELDS = st.fixed_dictionaries(
-    {}, optional={name: JSON for name in ("mid", "key", "room_id", "platform", "accepts")}
+    {}, optional=dict.fromkeys(("mid", "key", "room_id", "platform", "accepts"), JSON)
 )
 
 

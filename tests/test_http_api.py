@@ -127,7 +127,7 @@ async def test_a_name_with_half_a_surrogate_pair_can_be_answered() -> None:
 
 OP = "an int32 that may be pushed (64 or more, or 4, 5)"
 LONG = "x" * 300
-NO_ROOM = f"room_id: expected 'type://id' of at most 256 characters, got 'live://{LONG[:73]}'"
+NO_ROOM = f"room_id: expected 'type://id' of at most 256 printable characters, got 'live://{LONG[:73]}'"
 
 
 @pytest.mark.parametrize(

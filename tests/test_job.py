@@ -142,7 +142,8 @@ async def test_what_comes_while_a_room_is_sent_is_its_next_packet() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "packets"), [(1, [[b"1"], [b"2"], [b"3"]]), (2, [[b"1", b"2"], [b"3"]]), (3, [[b"1", b"2", b"3"]])]
+    ("batch", "packets"),
+    [(1, [[b"1"], [b"2"], [b"3"]]), (2, [[b"1", b"2"], [b"3"]]), (3, [[b"1", b"2", b"3"]])],
 )
 async def test_a_batch_has_a_bound(batch: int, packets: list[list[bytes]]) -> None:
     msgs = [to_room(b"%d" % number) for number in range(4)]

@@ -83,7 +83,13 @@ def bound(closing: Callable[..., Any], address: Any) -> list[socket.socket]:
 
 
 def can_connect(closing: Callable[..., Any], address: Any) -> bool:
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    family = (
+        socket.AF_UNIX
+        if isinstance(address, str)
+        else socket.AF_INET6
+        if ":" in address[0]
+        else socket.AF_INET
+    )
     sock = closing(socket.socket(family))
     return bool(sock.connect_ex(address) == 0)
 
@@ -176,7 +182,7 @@ def test_a_port_that_is_taken_on_one_address_is_not_listened_on_at_the_other(
 
 def test_a_port_in_use_names_the_option_and_the_address(closing: Callable[..., Any]) -> None:
     (taken,) = bound(closing, "127.0.0.1:0")
-    address = "127.0.0.1:{}".format(taken.getsockname()[1])
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(OSError, match=f"ws: cannot listen on {address}: Address already in use") as raised:
         bind("ws", address, 16)
     assert raised.value.errno == errno.EADDRINUSE
@@ -385,7 +391,10 @@ def exhausted() -> Iterator[tuple[Door, Exhausted]]:
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_at_the_limit_it_pauses_and_recovers(
-    exhausted: tuple[Door, Exhausted], closing: Callable[..., Any], code: int, caplog: pytest.LogCaptureFixture
+    exhausted: tuple[Door, Exhausted],
+    closing: Callable[..., Any],
+    code: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     door, fake = exhausted
     closing(socket.create_connection(fake.sock.getsockname()))

@@ -288,7 +288,9 @@ THERE = [Session(mid=1, key="c", server="node-2"), Session(mid=2, key="d", serve
 
 
 async def test_a_push_to_keys_goes_to_each_server_once() -> None:
-    msgs = await published(lambda logic: logic.push_keys(["a", "d", "b", "x", "a"], 1000, b"p"), *HERE, *THERE)
+    msgs = await published(
+        lambda logic: logic.push_keys(["a", "d", "b", "x", "a"], 1000, b"p"), *HERE, *THERE
+    )
     assert msgs == [
         PushMsg(PushType.PUSH, 1000, b"p", server="node-1", keys=("a", "b")),
         PushMsg(PushType.PUSH, 1000, b"p", server="node-2", keys=("d",)),
@@ -392,7 +394,11 @@ async def test_an_argument_that_does_not_fit_is_named(name: str, push: Callable[
 async def test_figures_are_those_of_comet() -> None:
     comet = Comet()
     logic = new_logic(comet=comet)
-    for key, room, address in (("a", "live://1", "::1"), ("b", "live://1", "::1"), ("c", "live://2", "127.0.0.1")):
+    for key, room, address in (
+        ("a", "live://1", "::1"),
+        ("b", "live://1", "::1"),
+        ("c", "live://2", "127.0.0.1"),
+    ):
         session = Session(mid=1, key=key, room_id=room)
         comet.put(Link(session=session, counters=comet.counters, address=address).channel)
     assert logic.online_top("live", 1) == [("1", 2)]

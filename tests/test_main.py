@@ -80,7 +80,10 @@ def test_serve_with_a_mistake(arguments: str, message: str, capsys: pytest.Captu
         ("backend = 'curio'", "backend: expected one of asyncio, uvloop, trio; got 'curio'"),
         ("auth = 'anyone'", f"{AUTH} got 'anyone'"),
         ("auth = 'open'\noptions = 3", "options: expected a table, got 3"),
-        ("auth = 'open'\n[options]\ndrain = -1", "drain: expected float, at least 0.001; got -1"),
+        (
+            "auth = 'open'\n[options]\ndrain = -1",
+            "drain: expected float, at least 0.001, at most 1e+09; got -1",
+        ),
         (
             "auth = 'open'\n[options]\nbuckets = 0",
             "buckets: expected int, at least 1, at most 65536; got 0",

@@ -21,7 +21,7 @@ import pytest
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Request
 
-from goim_core import Disconnect, OpenAuth, Server, Session, SessionHook
+from goim_core import OpenAuth, Server
 from tests.clocks import ManualClock
 
 both = pytest.mark.parametrize("wire", ["tcp", "ws"])
@@ -292,10 +292,10 @@ class World:
 
     async def http(self, method: str, target: str, body: bytes | None = None) -> tuple[int, Any]:
         """One HTTP request to the push API; status and JSON of the answer."""
-        host, port = self.server.addresses["http"][0]
+        address = self.server.addresses["http"][0]
 
         def request() -> tuple[int, Any]:
-            connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+            connection = http.client.HTTPConnection(str(address[0]), int(address[1]), timeout=PATIENCE)
             try:
                 connection.request(method, target, body)
                 response = connection.getresponse()
@@ -333,47 +333,3 @@ async def until(condition: Callable[[], object]) -> None:
     """Let the program run until ``condition`` holds."""
     while not condition():
         await anyio.lowlevel.checkpoint()
-
-
-class Log:
-    """What hooks were called with, for tests that wait for it."""
-
-    def __init__(self) -> None:
-        self.entries: list[Any] = []
-        self._changed = anyio.Event()
-
-    def add(self, entry: Any) -> None:
-        self.entries.append(entry)
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def reach(self, count: int) -> list[Any]:
-        """Wait until there are ``count`` entries; all of them."""
-        while len(self.entries) < count:
-            await self._changed.wait()
-        return self.entries
-
-
-class Gate:
-    """Lets hooks wait for the test."""
-
-    def __init__(self) -> None:
-        self.log = Log()
-        self.opened = anyio.Event()
-
-    async def wait(self, name: str) -> None:
-        self.log.add(name)
-        await self.opened.wait()
-
-
-class SessionLog(SessionHook):
-    """Logs who came and who went, and why."""
-
-    def __init__(self) -> None:
-        self.log = Log()
-
-    def connected(self, session: Session) -> None:
-        self.log.add(("connected", session.key))
-
-    def disconnected(self, session: Session, reason: Disconnect) -> None:
-        self.log.add(("disconnected", session.key, reason.code))

@@ -12,7 +12,8 @@ import pytest
 
 from goim_core import Options
 from tests.clocks import ManualClock
-from tests.e2e.clients import Client, SessionLog, World, both, frame, serve, until
+from tests.e2e.clients import Client, World, both, frame, serve, until
+from tests.e2e.hooks import SessionLog
 
 pytestmark = pytest.mark.anyio
 

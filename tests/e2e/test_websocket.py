@@ -160,7 +160,16 @@ async def test_an_empty_message() -> None:
         (opened(b"", first=0x08), 1002),
         (opened(b"\x03\xed", first=0x88), 1002),
     ],
-    ids=["unmasked", "reserved bit", "unknown opcode", "lonely continuation", "huge", "negative", "close in fragments", "1005"],
+    ids=[
+        "unmasked",
+        "reserved bit",
+        "unknown opcode",
+        "lonely continuation",
+        "huge",
+        "negative",
+        "close in fragments",
+        "1005",
+    ],
 )
 async def test_illegal_frames(data: bytes, code: int) -> None:
     async with serve() as world:

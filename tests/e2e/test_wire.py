@@ -229,7 +229,15 @@ async def test_change_room(wire: str) -> None:
 @both
 @pytest.mark.parametrize(
     ("op", "body"),
-    [(12, b"lobby"), (12, b"live://"), (12, b"\xff://1"), (14, b"1,x"), (14, b""), (16, b"-1"), (14, b"2147483648")],
+    [
+        (12, b"lobby"),
+        (12, b"live://"),
+        (12, b"\xff://1"),
+        (14, b"1,x"),
+        (14, b""),
+        (16, b"-1"),
+        (14, b"2147483648"),
+    ],
 )
 async def test_a_body_that_does_not_fit_changes_nothing(wire: str, op: int, body: bytes) -> None:
     async with serve() as world:
