@@ -177,6 +177,7 @@ def test_a_port_that_is_taken_on_one_address_is_not_listened_on_at_the_other(
     with pytest.raises(OSError, match=f"tcp: cannot listen on here:{port}: ") as raised:
         bind("tcp", f"here:{port}", 16)
     assert raised.value.errno == errno.EADDRINUSE
+    monkeypatch.undo()
     bound(closing, f"127.0.0.1:{port}")  # what was bound before is closed again
 
 
