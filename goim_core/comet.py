@@ -99,7 +99,7 @@ class Comet:
         Raises :class:`~goim_core.errors.Refused` for a body that does not fit the operation.
         """
         op = frame.op
-        if op == Op.HEARTBEAT:
+        if op == _HEARTBEAT:
             room = channel.room
             return encode_heartbeat_reply(room.online if room is not None else 0, frame.seq, frame.ver)
         if op == Op.CHANGE_ROOM:
@@ -200,6 +200,7 @@ class Comet:
         return heapq.nsmallest(limit, counts, key=by_count)
 
 
+_HEARTBEAT = int(Op.HEARTBEAT)
 _NOT_FROM_CLIENTS = frozenset(
     (Op.HANDSHAKE, Op.HANDSHAKE_REPLY, Op.RAW, Op.PROTO_READY, Op.PROTO_FINISH, *range(18, 64))
 )

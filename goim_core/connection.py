@@ -39,7 +39,7 @@ from goim_core.reactor import Reactor
 from goim_core.tls import TLSSocket
 from goim_core.wire import Answer, Wire
 
-__all__ = ["Connection", "Edge", "Stage"]
+__all__ = ["AUTH", "CLOSED", "CLOSING", "HANDSHAKE", "LIVE", "Connection", "Edge", "Stage"]
 
 T = TypeVar("T")
 
@@ -61,6 +61,9 @@ class Stage(IntEnum):
     CLOSED = 4
 
 
+HANDSHAKE, AUTH, LIVE, CLOSING, CLOSED = Stage
+
+
 @define(eq=False)
 class Edge:
     """What all connections of a server share. ``empty`` is set when the last of them has ended."""
@@ -73,6 +76,10 @@ class Edge:
     options: Options
     counters: Counters
     empty: anyio.Event = field(factory=anyio.Event)
+    silence: float = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.silence = self.options.silence  # each heartbeat needs it
 
 
 @define(eq=False, weakref_slot=False)
@@ -98,7 +105,7 @@ class Connection:
     ) -> None:
         """Begin the life of an accepted socket. Raises OSError where the reactor has no room for it."""
         options = edge.options
-        timeout = options.auth_timeout if stage is Stage.AUTH else options.handshake_timeout
+        timeout = options.auth_timeout if stage is AUTH else options.handshake_timeout
         connection = cls(sock, wire, edge, stage, edge.deadlines.clock.now() + timeout)
         connection.channel = Channel(sock, wire.form, connection, address)
         if isinstance(sock, TLSSocket):
@@ -121,7 +128,7 @@ class Connection:
 
     def on_readable(self) -> None:
         """Read a share of what has come, and handle it."""
-        if self.busy and self.stage < Stage.CLOSING:
+        if self.busy and self.stage < CLOSING:
             if self.unwatched:  # then only an error or a hang-up is reported
                 self.lost(ConnectionResetError("connection reset"))
             else:
@@ -137,7 +144,7 @@ class Connection:
             return
         if not data:
             self.lost(ConnectionResetError("connection closed by the peer"))
-        elif self.stage < Stage.CLOSING:
+        elif self.stage < CLOSING:
             self.wire.receive(data)
             self._on_events()
 
@@ -151,9 +158,9 @@ class Connection:
             return
         if self.channel.flush():
             self._watch()
-            if self.stage is Stage.CLOSING:
+            if self.stage is CLOSING:
                 self._shut()
-        elif self.stage is not Stage.CLOSED:
+        elif self.stage is not CLOSED:
             self._expect_write()
 
     def on_turn(self) -> None:
@@ -163,7 +170,7 @@ class Connection:
             self.on_end(self.why)
             return
         self._on_events()
-        if self.unwatched and not self.busy and self.stage < Stage.CLOSING:
+        if self.unwatched and not self.busy and self.stage < CLOSING:
             self.unwatched = False
             self._watch()
 
@@ -176,7 +183,7 @@ class Connection:
 
     def on_deadline(self) -> None:
         """The peer took too long for whatever its stage is waiting for."""
-        if self.stage is Stage.CLOSING:
+        if self.stage is CLOSING:
             self._finish()
         elif self.deadline > self.edge.deadlines.clock.now():
             self.close(Disconnect("too slow: it takes nothing of what it is sent", CloseCode.SLOW))
@@ -192,15 +199,15 @@ class Connection:
 
     def close(self, why: Disconnect) -> None:
         """Tell the client why and close, without waiting for it."""
-        if self.stage >= Stage.CLOSING:
+        if self.stage >= CLOSING:
             return
-        self._leave(why, Stage.CLOSING)
+        self._leave(why, CLOSING)
         self.deadline = self.edge.deadlines.clock.now() + self.edge.options.farewell_timeout
         self.edge.deadlines.watch(self)
         farewell = self.wire.farewell(why)
         if farewell:
             self.channel.farewell(farewell)
-        if self.unwatched and self.stage is Stage.CLOSING:
+        if self.unwatched and self.stage is CLOSING:
             self.unwatched = False
             self._watch()
         if self.channel.outbox is None:
@@ -208,10 +215,8 @@ class Connection:
 
     def lost(self, error: OSError) -> None:
         """The peer is gone."""
-        if self.stage < Stage.CLOSING:
-            self._leave(
-                Disconnect(f"connection lost: {error.strerror or error}", CloseCode.LOST), Stage.CLOSED
-            )
+        if self.stage < CLOSING:
+            self._leave(Disconnect(f"connection lost: {error.strerror or error}", CloseCode.LOST), CLOSED)
         self._finish()
 
     def _leave(self, why: Disconnect, stage: Stage) -> None:
@@ -225,7 +230,7 @@ class Connection:
             self.on_end(why)
 
     def _shut(self) -> None:
-        if self.stage is not Stage.CLOSING:
+        if self.stage is not CLOSING:
             return
         try:
             self.sock.shutdown(socket.SHUT_WR)
@@ -235,7 +240,7 @@ class Connection:
     def _finish(self) -> None:
         if self.sock.fileno() < 0:
             return
-        self.stage = Stage.CLOSED
+        self.stage = CLOSED
         self.edge.deadlines.forget(self)
         self.edge.reactor.remove(self.sock)
         self.sock.close()
@@ -248,7 +253,7 @@ class Connection:
             self.edge.empty.set()
 
     def _watch(self) -> None:
-        if self.stage is not Stage.CLOSED:
+        if self.stage is not CLOSED:
             blocked = isinstance(self.sock, TLSSocket) and self.sock.blocked
             write = self.channel.outbox is not None or blocked
             self.edge.reactor.watch(self.sock, read=not self.unwatched, write=write)
@@ -273,7 +278,7 @@ class Connection:
         corked = False
         try:
             for turn in range(FRAMES_A_TURN + 1):
-                if self.busy or self.stage >= Stage.CLOSING:
+                if self.busy or self.stage >= CLOSING:
                     break
                 if turn == FRAMES_A_TURN:
                     self.busy = True
@@ -295,9 +300,9 @@ class Connection:
 
     def _uncork(self) -> None:
         if not self.channel.flush():
-            if self.stage is not Stage.CLOSED:
+            if self.stage is not CLOSED:
                 self.want_write()
-        elif self.stage is Stage.CLOSING:
+        elif self.stage is CLOSING:
             self._shut()
 
     def _on_answer(self, answer: Answer) -> None:
@@ -305,8 +310,8 @@ class Connection:
             self.channel.reply(answer.data)
         if answer.close is not None:
             self.close(answer.close)
-        elif self.stage is Stage.HANDSHAKE:
-            self.stage = Stage.AUTH
+        elif self.stage is HANDSHAKE:
+            self.stage = AUTH
             # The wheel looks again at the handshake's deadline, which may be the earlier one.
             self.deadline = self.edge.deadlines.clock.now() + self.edge.options.auth_timeout
             self.edge.deadlines.watch(self)
@@ -327,7 +332,7 @@ class _Gone:
 
 
 _LATE = {
-    Stage.HANDSHAKE: ("no handshake in time", CloseCode.HANDSHAKE_TIMEOUT),
-    Stage.AUTH: ("no authentication in time", CloseCode.AUTH_TIMEOUT),
-    Stage.LIVE: ("no heartbeat in time", CloseCode.HEARTBEAT_TIMEOUT),
+    HANDSHAKE: ("no handshake in time", CloseCode.HANDSHAKE_TIMEOUT),
+    AUTH: ("no authentication in time", CloseCode.AUTH_TIMEOUT),
+    LIVE: ("no heartbeat in time", CloseCode.HEARTBEAT_TIMEOUT),
 }

@@ -14,7 +14,7 @@ from typing import TypeVar
 from attrs import define
 
 from goim_core.channel import NOBODY
-from goim_core.connection import Connection, Stage
+from goim_core.connection import CLOSING, LIVE, Connection
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, Refused
 from goim_core.flow import Flow
 from goim_core.hooks import AuthRequest, Session
@@ -24,6 +24,8 @@ __all__ = ["Conversation"]
 
 T = TypeVar("T")
 
+HEARTBEAT = int(Op.HEARTBEAT)
+
 
 @define(eq=False, weakref_slot=False)
 class Conversation(Connection):
@@ -31,7 +33,7 @@ class Conversation(Connection):
 
     def on_frame(self, frame: Frame) -> None:
         """Answer, or authenticate; anything else before authentication is skipped, as goim does."""
-        if self.stage is Stage.LIVE:
+        if self.stage is LIVE:
             self._answer(frame)
         elif frame.op == Op.AUTH:
             self._authenticate(frame)
@@ -74,13 +76,13 @@ class Conversation(Connection):
 
     def _admit(self, frame: Frame, session: Session) -> None:
         edge, channel = self.edge, self.channel
-        if self.stage >= Stage.CLOSING:
+        if self.stage >= CLOSING:
             edge.exchanges.begin(edge.logic.withdraw(session), _ignore, _ignore)
             return
         channel.session = session
         replaced = edge.comet.put(channel)
-        self.stage = Stage.LIVE
-        self.deadline = edge.deadlines.clock.now() + edge.options.silence
+        self.stage = LIVE
+        self.deadline = edge.deadlines.clock.now() + edge.silence
         self.edge.deadlines.watch(self)
         self.wire.forget_handshake()
         channel.reply(self.wire.encode(encode(Op.AUTH_REPLY, b"", frame.seq, frame.ver)))
@@ -94,8 +96,8 @@ class Conversation(Connection):
 
     def _answer(self, frame: Frame) -> None:
         edge, channel = self.edge, self.channel
-        if frame.op == Op.HEARTBEAT:
-            self.deadline = edge.deadlines.clock.now() + edge.options.silence
+        if frame.op == HEARTBEAT:
+            self.deadline = edge.deadlines.clock.now() + edge.silence
         try:
             reply = edge.comet.answer(channel, frame)
         except Refused as refused:
@@ -103,7 +105,7 @@ class Conversation(Connection):
             return
         if reply is not None:
             channel.reply(self.wire.encode(reply))
-            if frame.op == Op.HEARTBEAT and edge.logic.beats:
+            if frame.op == HEARTBEAT and edge.logic.beats:
                 self._begin(edge.logic.heartbeat(channel.session), _ignore, self._end)
         else:
             self._begin(
@@ -113,7 +115,7 @@ class Conversation(Connection):
             )
 
     def _reply(self, reply: bytes) -> None:
-        if self.stage is Stage.LIVE:
+        if self.stage is LIVE:
             self.channel.reply(self.wire.encode(reply))
 
     def _refuse(self, frame: Frame, error: Refused | Disconnect) -> None:

@@ -8,7 +8,8 @@ from typing import Protocol
 
 __all__ = ["EVENTS_A_TURN", "READ", "WRITE", "Poller", "new_poller"]
 
-READ, WRITE = 1, 2
+READ, WRITE = 1, 4
+"""epoll's own numbers for the two, so that its events need no translation."""
 
 EVENTS_A_TURN = 256
 """How many ready sockets are served before the rest of the program runs again."""
@@ -30,7 +31,11 @@ class Poller(Protocol):
         """Forget ``fd``, which is still open."""
 
     def poll(self) -> list[tuple[int, int]]:
-        """What is ready now, at most EVENTS_A_TURN of them: descriptor, and READ, WRITE or both."""
+        """What is ready now, at most EVENTS_A_TURN: descriptor, and what for.
+
+        WRITE alone is for the writer only; whatever else there is besides it, an error or an end too, is
+        for the reader, who finds out by receiving.
+        """
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -56,12 +61,7 @@ if sys.platform == "linux":
             self._epoll.unregister(fd)
 
         def poll(self) -> list[tuple[int, int]]:
-            # Every event but EPOLLOUT alone is for the reader: errors and ends show when it receives.
-            out = select.EPOLLOUT
-            return [
-                (fd, WRITE if event == out else READ | WRITE if event & out else READ)
-                for fd, event in self._epoll.poll(0, EVENTS_A_TURN)
-            ]
+            return self._epoll.poll(0, EVENTS_A_TURN)
 
     def new_poller() -> Poller | None:
         """This system's, or None where it has neither."""

@@ -119,7 +119,7 @@ def encode_heartbeat_reply(online: int, seq: int, ver: int) -> bytes:
 
     One call, because it answers every client every few minutes.
     """
-    return _HEARTBEAT_REPLY.pack(20, HEADER_SIZE, ver, Op.HEARTBEAT_REPLY, seq, online)
+    return _HEARTBEAT_REPLY.pack(20, HEADER_SIZE, ver, 3, seq, online)
 
 
 def frame_at(buffer: bytes, start: int, max_body: int = MAX_BODY) -> Frame | None:

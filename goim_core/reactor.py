@@ -145,7 +145,7 @@ class KernelReactor(Reactor):
                 # A socket that was closed earlier in this turn has no source. Where its number was given
                 # to a new one, that one is called for nothing, which does no harm: nothing blocks.
                 source = sources[fd]
-                if source is not None and event & READ:
+                if source is not None and event != WRITE:
                     source.on_readable()
                     source = sources[fd]
                 if source is not None and event & WRITE:

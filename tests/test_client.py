@@ -66,10 +66,12 @@ async def test_a_token_of_the_applications_own() -> None:
         async def authenticate(self, request: AuthRequest) -> Session:
             return Session(mid=1, room_id=request.token.decode())
 
-    async with Server(auth=Doorman(), tcp=ANYWHERE) as server:
-        async with connect(*place(server), token=b"live://2") as client:
-            await server.push_room("live://2", 1000, b"x")
-            assert await client.receive() == Frame(1000, b"x")
+    async with (
+        Server(auth=Doorman(), tcp=ANYWHERE) as server,
+        connect(*place(server), token=b"live://2") as client,
+    ):
+        await server.push_room("live://2", 1000, b"x")
+        assert await client.receive() == Frame(1000, b"x")
 
 
 async def test_a_client_that_is_turned_away_knows_why() -> None:
@@ -78,10 +80,10 @@ async def test_a_client_that_is_turned_away_knows_why() -> None:
             raise Disconnect("members only", 4444)
 
     async with Server(auth=Doorman(), tcp=ANYWHERE) as server:
-        with pytest.raises(Disconnect, match="^members only$") as told:
+        with pytest.raises(Disconnect) as told:
             async with connect(*place(server)):
                 pytest.fail("let in")
-    assert told.value.code == 4444
+    assert (told.value.reason, told.value.code) == ("members only", 4444)
 
 
 async def test_a_client_knows_why_its_server_ends() -> None:
@@ -93,33 +95,36 @@ async def test_a_client_knows_why_its_server_ends() -> None:
             await client.send(1234, b"", 1)
             assert await client.receive() == Frame(1234, b"", 1)
             await server.push_mids([1], 1000, b"not accepted")
-        with pytest.raises(Disconnect, match="^the server is stopping$") as told:
+        with pytest.raises(Disconnect) as told:
             assert [frame async for frame in client] == []
-        assert told.value.code == CloseCode.GOING_AWAY
+        assert (told.value.reason, told.value.code) == ("the server is stopping", CloseCode.GOING_AWAY)
 
 
 async def test_heartbeats_go_out_while_a_frame_is_waited_for() -> None:
-    async with Server(auth=OpenAuth(), tcp=ANYWHERE) as server:
-        async with connect(*place(server), mid=1, room_id="live://1", heartbeat=0.001) as client:
-            with anyio.fail_after(PATIENCE):
-                for _ in range(3):
-                    assert await client.receive() == Frame(Op.HEARTBEAT_REPLY, bytes((0, 0, 0, 1)))
+    async with (
+        Server(auth=OpenAuth(), tcp=ANYWHERE) as server,
+        connect(*place(server), mid=1, room_id="live://1", heartbeat=0.001) as client,
+    ):
+        with anyio.fail_after(PATIENCE):
+            for _ in range(3):
+                assert await client.receive() == Frame(Op.HEARTBEAT_REPLY, bytes((0, 0, 0, 1)))
 
 
 async def test_no_heartbeat_goes_out_before_its_time() -> None:
-    async with Server(auth=OpenAuth(), tcp=ANYWHERE) as server:
-        async with connect(*place(server), mid=1) as client:
-            for seq in range(1, 4):
-                await client.send(1234, b"", seq)
-                assert await client.receive() == Frame(1234, b"", seq)
+    async with Server(auth=OpenAuth(), tcp=ANYWHERE) as server, connect(*place(server), mid=1) as client:
+        for seq in range(1, 4):
+            await client.send(1234, b"", seq)
+            assert await client.receive() == Frame(1234, b"", seq)
 
 
 async def test_a_push_longer_than_a_client_may_send() -> None:
     body = bytes(range(256)) * 2000
-    async with Server(auth=OpenAuth(), tcp=ANYWHERE) as server:
-        async with connect(*place(server), mid=1, room_id="live://1") as client:
-            await server.push_room("live://1", 1000, body)
-            assert await client.receive() == Frame(1000, body)
+    async with (
+        Server(auth=OpenAuth(), tcp=ANYWHERE) as server,
+        connect(*place(server), mid=1, room_id="live://1") as client,
+    ):
+        await server.push_room("live://1", 1000, body)
+        assert await client.receive() == Frame(1000, body)
 
 
 @contextmanager
@@ -161,7 +166,7 @@ async def test_the_frames_end_where_a_server_closes_without_a_word() -> None:
         (b'{"code":4004,"message":"replaced"}', "replaced", 4004),
         (b"bye, whoever you are", "bye, whoever you are", 1000),
         (b'{"code":4004}', '{"code":4004}', 1000),
-        (b'{"code":1006,"message":"a code that is none"}', '{"code":1006,"message":"a code that is none"}', 1000),
+        (b'{"code":1006,"message":"no code"}', '{"code":1006,"message":"no code"}', 1000),
         (b'["bye"]', '["bye"]', 1000),
         (b"\xff", "\ufffd", 1000),
         (b"", "", 1000),
@@ -180,12 +185,12 @@ async def test_a_connection_that_breaks() -> None:
     with answering(WELCOME, reset=True) as address:
         async with connect(*address) as client:
             await client.send(Op.HEARTBEAT)
-            with pytest.raises(Disconnect, match="^the connection broke$") as told:
+            with pytest.raises(Disconnect) as told:
                 await client.receive()
-            assert told.value.code == CloseCode.LOST
-            with pytest.raises(Disconnect, match="^the connection broke$"):
-                for _ in range(10):
-                    await client.send(Op.HEARTBEAT)
+            assert (told.value.reason, told.value.code) == ("the connection broke", CloseCode.LOST)
+            with pytest.raises(Disconnect) as told:
+                await client.send(Op.HEARTBEAT)
+            assert (told.value.reason, told.value.code) == ("the connection broke", CloseCode.LOST)
 
 
 @pytest.mark.parametrize(
@@ -193,15 +198,14 @@ async def test_a_connection_that_breaks() -> None:
     [
         (b"", Disconnect, "closed without a reason"),
         (encode(4, b""), Disconnect, "expected an auth reply, got op 4"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, "no goim server: header length: expected 16, got 12081"),
+        (b"HTTP/1.1 400 No\r\n\r\n", ProtocolError, "no goim server: header length: expected 16, got 12081"),
     ],
 )  # fmt: skip
-async def test_whoever_does_not_let_the_client_in(
-    answer: bytes, error: type[Exception], message: str
-) -> None:
-    with answering(answer) as address, pytest.raises(error, match=f"^{message}$"):
+async def test_who_does_not_let_the_client_in(answer: bytes, error: type[Exception], message: str) -> None:
+    with answering(answer) as address, pytest.raises(error) as told:
         async with connect(*address):
             pytest.fail("let in")
+    assert str(told.value) == message
 
 
 async def test_an_address_where_no_one_listens() -> None:

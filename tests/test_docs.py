@@ -14,24 +14,24 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import pkgutil
 import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import attrs
 import pytest
 
-import goim_core
 from goim_core import CloseCode, ErrorCode, Op, OpenAuth, Options, Server
-from goim_core.__main__ import SETTINGS, _parser
+from goim_core.__main__ import _options, _parser, _read
 from tests.clocks import ManualClock
 from tests.e2e.clients import Client, World, frame, until
 from tests.e2e.processes import PATIENCE, ROOT, environment
@@ -169,75 +169,214 @@ def steps(block: Block) -> Iterator[tuple[str, str | bytes]]:
 
 
 TOKEN = b'{"mid":1,"key":"c1","room_id":"live://1000","platform":"web","accepts":[1000,18]}'
+UPGRADE = (
+    b"GET /sub HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
+@attrs.frozen
 class Replay:
-    """A wire block, played against a server."""
+    """A ``wire`` block, played against a server. ``over`` is when the server may stop."""
 
-    def __init__(self, world: World, clock: ManualClock, tasks: anyio.abc.TaskGroup) -> None:
-        self.world, self.clock, self.tasks = world, clock, tasks
+    block: Block
+    server: Server
+    clock: ManualClock
+    over: anyio.Event
 
-    async def happens(self, what: str) -> None:
-        for pattern, action in self.ACTIONS.items():
-            match = re.fullmatch(pattern, what)
-            if match:
-                await action(self, *match.groups())
-                return
-        assert what.startswith(("it is skipped", "the same with the mask")), f"not understood: {what!r}"
+    async def run(self) -> None:
+        world = World(self.server)
+        try:
+            client = Client(await world.dial(self.block.words[0]))
+            if "live" in self.block.words:
+                await self.login(client)
+            for kind, what in steps(self.block):
+                if isinstance(what, bytes):
+                    assert kind in "<>"
+                    if kind == ">":
+                        await client.send_raw(what)
+                    else:
+                        assert await client.receive_exactly(len(what)) == what
+                elif kind == "*":
+                    await self.happens(world, what)
+                else:
+                    await client.ended()
+        finally:
+            world.close()
+            self.clock.release()
+            self.over.set()
 
-    async def push(self, whom: str, name: str, op: str, text: str) -> None:
-        server, body = self.world.server, text.encode()
-        if whom == "the room":
-            await server.push_room(name.strip(), int(op), body)
-        elif whom == "the key":
-            await server.push_keys([name.strip()], int(op), body)
+    async def login(self, client: Client) -> None:
+        auth, reply = frame(7, TOKEN, 1), frame(8, b"", 1)
+        if self.block.words[0] == "ws":
+            await client.send_raw(UPGRADE)
+            while not client.buffer.endswith(b"\r\n\r\n"):
+                client.buffer += await client.receive_raw()
+            client.buffer = b""
+            auth = octets(f"82{0x80 + len(auth):02x} 37fa213d ^ {auth.hex()}")
+            reply = bytes((0x82, len(reply))) + reply
+        await client.send_raw(auth)
+        assert await client.receive_exactly(len(reply)) == reply
+
+    async def happens(self, world: World, what: str) -> None:
+        server = self.server
+        if match := re.fullmatch(r"a push to (the room|the key|all) ?(\S*), op (\d+): '(.*)'", what):
+            await self.push(match[1], match[2], int(match[3]), match[4].encode())
+        elif match := re.fullmatch(r"(\d+) seconds? pass(?:es)?", what):
+            if server.options.linger:
+                await self.clock.asleep(server.options.linger)
+            # Past the tick of the wheel in which a deadline falls.
+            self.clock.advance(float(match[1]) + 0.5)
+        elif what == "another client authenticates with the key c1":
+            await world.login("tcp", mid=2, key="c1")
+        elif what == "the server is stopped":
+            self.over.set()
         else:
-            await server.push_all(int(op), body)
-        await until(lambda: server.stats().pending == 0 or server.options.linger)
+            assert what.startswith(("it is skipped", "the same with the mask")), f"not understood: {what}"
 
-    async def replace(self, key: str) -> None:
-        await self.world.login("tcp", mid=2, key=key)
-
-    async def wait(self, seconds: str) -> None:
-        if self.world.server.options.linger:
-            await self.clock.asleep(self.world.server.options.linger)
-        # Past the tick of the wheel in which a deadline falls.
-        self.clock.advance(float(seconds) + 0.5)
-
-    async def stop(self) -> None:
-        self.tasks.cancel_scope.cancel()
-
-    ACTIONS: dict[str, Callable[..., Any]] = {  # noqa: RUF012  # never changed
-        r"a push to (the room|the key|all)( \S+)?, op (\d+): '(.*)'": push,
-        r"another client authenticates with the key (\S+)": replace,
-        r"(\d+) seconds? pass(?:es)?": wait,
-        r"the server is stopped": stop,
-    }
+    async def push(self, whom: str, name: str, op: int, body: bytes) -> None:
+        server = self.server
+        if whom == "all":
+            await server.push_all(op, body)
+        elif whom == "the key":
+            await server.push_keys([name], op, body)
+        else:
+            await server.push_room(name, op, body)
+        queue: Any = server._queue
+        await until(lambda: not queue._waiting if server.options.linger else not server.stats().pending)
 
 
 @pytest.mark.anyio
 @of(*blocks("wire"))
 async def test_bytes(block: Block) -> None:
-    door, *words = block.words
-    options = Options(**{name: float(value) for name, _, value in (w.partition("=") for w in words) if value})
-    clock = ManualClock()
-    doors = dict.fromkeys(("tcp", "ws"), "127.0.0.1:0")
-    server = Server(auth=OpenAuth(), clock=clock, options=options, **doors)  # type: ignore[arg-type]
-
-    async def serve(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-        async with server:
-            task_status.started()
-            await anyio.sleep_forever()
-
-    async with anyio.create_task_group() as tests:
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                await tasks.start(serve)
-                world = World(server)
-                replay = Replay(world, clock, tasks)
-                tests.start_soon(play, block, door, replay)
-                await anyio.sleep_forever()
+    given = (word.partition("=") for word in block.words)
+    options = Options(**{name: float(value) for name, _, value in given if value})  # type: ignore[arg-type]
+    clock, over = ManualClock(), anyio.Event()
+    server = Server(auth=OpenAuth(), clock=clock, options=options, tcp="127.0.0.1:0", ws="127.0.0.1:0")
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            async with server:
+                tasks.start_soon(Replay(block, server, clock, over).run)
+                await over.wait()
 
 
-async def play(block: Block, door: str, replay: Replay) -> None:
-    raise NotImplementedError
+def curl(command: str, ports: dict[str, str]) -> str:
+    """What ``curl`` prints."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-d", dest="body")
+    parser.add_argument("-w", dest="write", default="")
+    parser.add_argument("url")
+    call = parser.parse_args(shlex.split(command)[1:])
+    target = call.url.removeprefix("http://127.0.0.1:3111")
+    connection = http.client.HTTPConnection("127.0.0.1", int(ports["3111"]), timeout=PATIENCE)
+    try:
+        body = None if call.body is None else call.body.encode()
+        connection.request("GET" if body is None else "POST", target, body)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    finally:
+        connection.close()
+    for shown, real in ports.items():
+        text = text.replace(real, shown)
+    return text + call.write.replace("%{http_code}", str(answer.status))
+
+
+@pytest.mark.anyio
+@of(*(block for block in blocks("console") if block.page == "protocol.md"))
+async def test_answers(block: Block) -> None:
+    doors = {"3101": "tcp", "3102": "ws", "3111": "http"}
+    addresses: dict[str, Any] = dict.fromkeys(doors.values(), "127.0.0.1:0")
+    with anyio.fail_after(PATIENCE):
+        async with Server(auth=OpenAuth(), name="n1", **addresses) as server:
+            world = World(server)
+            client = await world.tcp()
+            await client.send(frame(7, TOKEN, 1))
+            await client.read()
+            ports = {port: str(server.addresses[door][0][1]) for port, door in doors.items()}
+            for command, answer in re.findall(r"^\$ (.*)\n(.*)$", block.text, re.MULTILINE):
+                assert await anyio.to_thread.run_sync(curl, command, ports) == answer
+            world.close()
+
+
+# Names.
+
+EVERYTHING = "\n".join(TEXTS.values())
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bgoim_core(?:\.[A-Za-z_]\w*)+", EVERYTHING))))
+def test_a_name_exists(name: str) -> None:
+    pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    # What is inside a fence is no link.
+    for link in re.findall(r"\]\(([^)\s]+)\)", _BLOCK.sub("", TEXTS[page.name])):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name}: {link}"
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's names for the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", _BLOCK.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_files_named_exist() -> None:
+    for name in re.findall(r"`((?:goim_core|examples|tests|benchmarks|docs)/[\w./]*\w)`", EVERYTHING):
+        assert (ROOT / name).exists(), name
+    modules = set(re.findall(r"`(\w+\.py)`", TEXTS["architecture.md"]))
+    assert modules >= {path.name for path in (ROOT / "goim_core").glob("*.py")} - {"__init__.py"}
+    assert all((ROOT / "goim_core" / module).exists() for module in modules)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`make (\w+)", EVERYTHING)) <= targets
+
+
+def test_every_option_has_its_default() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", TEXTS["embedding.md"], re.MULTILINE))
+    assert rows == {
+        field.name: f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        for field in attrs.fields(Options)
+    }
+
+
+@pytest.mark.parametrize("codes", [CloseCode, ErrorCode])
+def test_every_code_has_its_row(codes: type[CloseCode | ErrorCode]) -> None:
+    rows = re.findall(r"^\| (\d{3,4}) \| (\w+) \|", TEXTS["protocol.md"], re.MULTILINE)
+    assert {(int(code), name) for code, name in rows} >= {(code.value, code.name) for code in codes}
+
+
+def test_every_operation_has_its_row() -> None:
+    found = {}
+    for numbers, names in re.findall(r"^\| ([\d, ]+) \| ([A-Z_, ]+) \|", TEXTS["protocol.md"], re.MULTILINE):
+        found.update(zip(map(int, numbers.split(",")), names.split(", "), strict=True))
+    assert found == {op.value: op.name for op in Op}
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from parsers(inner)
+
+
+def test_every_option_of_the_command_line_is_described() -> None:
+    for parser in parsers(_parser()):
+        for option in (name for name in parser._option_string_actions if name.startswith("--")):
+            assert option == "--help" or f"`{option}" in TEXTS["embedding.md"], f"{parser.prog} {option}"
+
+
+@of(*blocks("toml"))
+def test_a_configuration_is_one(block: Block, tmp_path: Path) -> None:
+    config = tmp_path / "goim.toml"
+    config.write_text(block.text, "utf-8")
+    _options(_read(config).get("options", {}))

@@ -80,15 +80,16 @@ class Guest:
 async def guest(server: Server, name: object, mid: int = 1, room_id: str = HALL) -> AsyncIterator[Guest]:
     token = {"mid": mid, "name": name, "room_id": room_id, "accepts": [TEXT, COUNT, Op.ERROR]}
     [address] = server.addresses["tcp"]
-    async with connect(*address, token=json.dumps(token).encode()) as client:  # type: ignore[misc]
+    async with connect(*address, token=json.dumps(token).encode()) as client:
         yield Guest(client)
 
 
 @pytest.mark.parametrize("name", ["", "  \t", "x" * 41, 7, None, ["Ada"]])
 async def test_a_name_that_is_refused(name: object, server: Server) -> None:
-    with pytest.raises(Disconnect, match="^name: expected 1 to 40 characters$") as told:
+    with pytest.raises(Disconnect) as told:
         async with guest(server, name):
             pytest.fail("let in")
+    assert told.value.reason == "name: expected 1 to 40 characters"
     assert told.value.code == CloseCode.AUTH_REFUSED
 
 
