@@ -7,11 +7,13 @@ to stop (SIGTERM). The garbage collector and the library's options are left as t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import anyio
@@ -21,6 +23,9 @@ from goim_core.options import Options
 from goim_core.server import Server
 
 ANYWHERE = "127.0.0.1:0"
+ROOM = "bench://1"
+SETTLE = 0.2
+"""Seconds between the last connection and the first push: as long as the C loop waits."""
 
 
 def parse() -> argparse.Namespace:
@@ -28,7 +33,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the server that is measured.")
     parser.add_argument("--backend", choices=("asyncio", "uvloop", "trio"), default="asyncio")
     parser.add_argument("--batch", type=int, help="how many pushes are merged at most")
-    parser.add_argument("--queue", type=int, help="how many pushes wait before the push API does")
+    parser.add_argument("--queue", type=int, help="how many pushes wait before a publisher does")
+    parser.add_argument(
+        "--flood", type=int, help="push to the room without a pause once it has so many in it"
+    )
+    parser.add_argument("--seconds", type=float, default=5, help="how long to flood it")
     return parser.parse_args()
 
 
@@ -38,7 +47,17 @@ def options_of(arguments: argparse.Namespace) -> Options:
     return Options(**{name: value for name, value in named.items() if value is not None})
 
 
-async def serve(options: Options) -> None:
+async def flood(server: Server, conns: int, seconds: float) -> None:
+    """Push to the load client's room, each message as soon as the queue takes it."""
+    while server.online_rooms([ROOM])[ROOM] < conns:  # noqa: ASYNC110  # nobody tells a pusher of joins
+        await anyio.sleep(0.01)
+    await anyio.sleep(SETTLE)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await server.push_room(ROOM, 1000, json.dumps({"test": 1, "ts": time.time_ns()}).encode())
+
+
+async def serve(options: Options, conns: int | None, seconds: float) -> None:
     """Run until SIGTERM or SIGINT."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with Server(
@@ -46,8 +65,12 @@ async def serve(options: Options) -> None:
         ) as server:
             ports = {door: addresses[0][1] for door, addresses in server.addresses.items()}
             print(json.dumps({"pid": os.getpid(), **ports}), flush=True)
-            async for _ in signals:
-                break
+            async with anyio.create_task_group() as tasks:
+                if conns:
+                    tasks.start_soon(flood, server, conns, seconds)
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+                    break
             stats = server.stats()
     print(json.dumps({"deliveries": stats.deliveries, "drops": dict(stats.drops), "opened": stats.opened}))
 
@@ -58,7 +81,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
     name = "trio" if arguments.backend == "trio" else "asyncio"
     uvloop = {"use_uvloop": True} if arguments.backend == "uvloop" else {}
-    anyio.run(serve, options_of(arguments), backend=name, backend_options=uvloop)
+    run = functools.partial(serve, options_of(arguments), arguments.flood, arguments.seconds)
+    anyio.run(run, backend=name, backend_options=uvloop)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_changing_the_room(visit: Visit) -> None:
     ada, grace = visit("Ada", "here"), visit("Grace", "here")
     ada.says("before")
     grace.sees("before")
-    sockets: list[object] = []
+    addresses: list[str] = []
     ada.page.on("websocket", lambda socket: sockets.append(socket))  # noqa: PLW0108  # it wants a function
 
     ada.at("room").fill(" #Team Red ")
@@ -144,7 +144,7 @@ def test_changing_the_room(visit: Visit) -> None:
     ada.sees("before")  # what the room showed when it was left
     grace.says("welcome back")
     ada.sees("welcome back")
-    assert sockets == []  # one connection all the while
+    assert addresses == []  # one connection all the while
 
 
 def test_a_new_name_is_used_at_once_and_remembered(visit: Visit) -> None:
