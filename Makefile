@@ -2,7 +2,9 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench clean
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that is there, works (a version manager's stand-in may not) and is new enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 HOST ?= 127.0.0.1
 RUNTIME := .venv/.runtime
@@ -16,7 +18,7 @@ help:
 	@echo "make setup   make .venv with everything for development"
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "goim_core needs Python 3.11 or newer")'
+	@test -n "$(PYTHON)" || { echo "goim_core needs Python 3.11 or newer"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 $(RUNTIME): $(BIN)/python pyproject.toml
