@@ -124,7 +124,7 @@ def test_changing_the_room(visit: Visit) -> None:
     ada.says("before")
     grace.sees("before")
     addresses: list[str] = []
-    ada.page.on("websocket", lambda socket: sockets.append(socket))  # noqa: PLW0108  # it wants a function
+    ada.page.on("websocket", lambda socket: addresses.append(socket.url))
 
     ada.at("room").fill(" #Team Red ")
     ada.at("join").click()
