@@ -15,11 +15,13 @@
  *   --collect S                            count pushes for S seconds and on until none are left
  *   --push P  --rate R  --pushers K        meanwhile post to /goim/push/room at port P, R times a second in all;
  *                                          rate 0: each of K connections posts again as soon as it has its reply
+ *   --ahead M                              unless M pushes are on their way that have not reached every connection
  *   --nap US                               while collecting, read every US microseconds instead of at once, so that
  *                                          what a send costs does not hang on how soon the receiver is back asleep
  *   --probe MS                             meanwhile the heartbeats of one more connection, which is in no room
  *
- * Exit status: 0 all went well; 1 a connection was not made, was lost, or a push failed; 2 not started.
+ * Exit status: 0 all went well; 1 a connection was not made, was lost, a push failed, or deliveries went on coming
+ * for 30 seconds after the last push ("late"); 2 not started.
  * Loopback only.
  */
 #define _GNU_SOURCE
@@ -59,19 +61,19 @@ struct usage {
 
 static struct {
 	const char *proto;
-	int port, conns, window, pid, beat_window, push, pushers, nap, probe;
+	int port, conns, window, pid, beat_window, push, pushers, ahead, nap, probe;
 	double beat, collect, rate;
 } opt = {.proto = "tcp", .conns = 100, .window = 512, .beat_window = 512, .pushers = 1};
 
 static bool ws, beating, timing;
 static struct conn *conns;
-static int ep, live, dead, unanswered;
+static int ep, live, dead, unanswered, late;
 static uint64_t deliveries, beats;
 static double last_delivery;
 static struct latencies push_lat, probe_lat;
 static atomic_bool stopping;
 static atomic_int threads, push_errors, probe_errors;
-static atomic_long pushed;
+static atomic_long pushed, arrived; /* pushes that were posted; that reached all connections, or as many deliveries */
 static uint8_t scratch[1 << 20];
 
 /* ---- the system ---- */
@@ -336,7 +338,8 @@ static void open_one(struct conn *c) {
 	epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e);
 }
 
-static void turn(int ms) {
+/* Serves what is ready; says whether there may be more. */
+static bool turn(int ms) {
 	struct epoll_event events[EVENTS];
 	int n = epoll_wait(ep, events, EVENTS, ms);
 	for (int i = 0; i < n; i++) {
@@ -344,6 +347,7 @@ static void turn(int ms) {
 		if (c->state == CONNECTING) on_connected(c);
 		else if (c->state != DEAD) on_readable(c);
 	}
+	return n == EVENTS;
 }
 
 /* ---- threads beside the reader ---- */
@@ -380,6 +384,7 @@ static void *pusher(void *arg) {
 	double first = start + gap * (double)(intptr_t)arg / opt.pushers;
 	for (long i = 0; !stopping; i++) {
 		if (gap > 0) sleep_until(first + gap * (double)i);
+		while (opt.ahead && pushed - arrived >= opt.ahead && !stopping) sleep_until(seconds() + 1e-3);
 		if (stopping) break;
 		if (fd < 0 || !post(fd)) {
 			push_errors++;
@@ -481,16 +486,26 @@ static void beat_all(void) {
 static void gather(int ms) {
 	uint64_t seen = deliveries;
 	if (opt.nap) sleep_until(seconds() + opt.nap / 1e6);
-	turn(opt.nap ? 0 : ms);
-	if (deliveries != seen) last_delivery = seconds();
+	/* After a nap every connection gets its turn: the kernel goes round, so this many turns reach them all. */
+	for (int left = opt.conns / EVENTS; turn(opt.nap ? 0 : ms) && left > 0; left--) {
+	}
+	if (deliveries == seen) return;
+	last_delivery = seconds();
+	arrived = (long)(deliveries / (uint64_t)opt.conns);
 }
 
 /* Until every push has reached every connection, or nothing has come for a while. */
 static void drain(void) {
 	double patience = opt.push ? 2 : 0.4, start = seconds(), limit = start + REPLY_SECONDS;
 	if (last_delivery < start) last_delivery = start; /* patience begins now */
-	for (; seconds() < limit && seconds() - last_delivery < patience; gather(20))
+	while (seconds() - last_delivery < patience) {
 		if (opt.push && deliveries >= (uint64_t)pushed * (uint64_t)opt.conns) return;
+		if (seconds() > limit) { /* then nobody knows what is lost and what is late */
+			late = 1;
+			return;
+		}
+		gather(20);
+	}
 }
 
 static void collect(void) {
@@ -515,7 +530,7 @@ static void collect(void) {
 static void parse(int argc, char **argv) {
 	struct { const char *name; int *i; double *d; } known[] = {
 		{"--port", &opt.port, NULL}, {"--conns", &opt.conns, NULL}, {"--window", &opt.window, NULL}, {"--pid", &opt.pid, NULL},
-		{"--beat-window", &opt.beat_window, NULL}, {"--push", &opt.push, NULL}, {"--pushers", &opt.pushers, NULL},
+		{"--beat-window", &opt.beat_window, NULL}, {"--push", &opt.push, NULL}, {"--pushers", &opt.pushers, NULL}, {"--ahead", &opt.ahead, NULL},
 		{"--nap", &opt.nap, NULL}, {"--probe", &opt.probe, NULL}, {"--beat", NULL, &opt.beat},
 		{"--collect", NULL, &opt.collect}, {"--rate", NULL, &opt.rate}};
 	for (int i = 1; i < argc; i += 2) {
@@ -549,7 +564,8 @@ int main(int argc, char **argv) {
 	bool ok = live == opt.conns;
 	if (ok && opt.beat > 0) beat_all();
 	if (ok && opt.collect > 0) collect();
-	printf(",\"live\":%d,\"dead\":%d,\"push_errors\":%d,\"probe_errors\":%d}\n", live, dead, push_errors, probe_errors);
+	printf(",\"live\":%d,\"dead\":%d,\"push_errors\":%d,\"probe_errors\":%d,\"late\":%d}\n", live, dead, push_errors,
+		probe_errors, late);
 	fflush(stdout);
-	_exit(ok && !dead && !unanswered && !push_errors && !probe_errors ? 0 : 1);
+	_exit(ok && !dead && !unanswered && !push_errors && !probe_errors && !late ? 0 : 1);
 }
