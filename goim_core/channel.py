@@ -208,6 +208,14 @@ class Channel:
             outbox.size + len(data) <= options.outbox_bytes and len(outbox.packets) < options.outbox_packets
         )
 
+    def discard(self) -> None:
+        """The socket is gone: what waits for it was counted as delivered, and is lost."""
+        if self.outbox is not None:
+            lost = sum(count for _, count in self.outbox.packets)
+            self.outbox = None
+            self.port.counters.deliveries -= lost
+            self.dropped(lost, "lost")
+
     def dropped(self, count: int, reason: str) -> None:
         """Count ``count`` messages that this client does not get."""
         self.drops += count

@@ -244,6 +244,7 @@ class Connection:
         self.edge.deadlines.forget(self)
         self.edge.reactor.remove(self.sock)
         self.sock.close()
+        self.channel.discard()
         # Nothing refers back to the connection now, so its memory does not wait for the collector.
         self.channel.port = _Gone(self.edge.options, self.edge.counters)
         if isinstance(self.sock, TLSSocket):

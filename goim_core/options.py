@@ -72,9 +72,9 @@ class Options:
     heartbeat_max: int = _int(2, 1)
     """After this many heartbeat times without one the connection is closed."""
     handshake_timeout: float = _seconds(10.0)
-    """For TLS and the WebSocket handshake."""
+    """For the WebSocket handshake, with TLS before it on `wss`."""
     auth_timeout: float = _seconds(10.0)
-    """For the auth frame to arrive and to be decided."""
+    """For the auth frame to arrive and to be decided, with TLS before it on `tls`."""
     write_timeout: float = _seconds(10.0)
     """A connection that takes no byte of what waits for it for this long is closed."""
     farewell_timeout: float = _seconds(2.0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 
 import anyio
+import anyio.abc
 import pytest
 
 from goim_core import (
@@ -14,6 +17,7 @@ from goim_core import (
     Frame,
     MessageHook,
     Op,
+    OpenAuth,
     Refused,
     Server,
     Session,
@@ -127,6 +131,30 @@ async def test_a_client_that_leaves_during_authenticate_is_never_connected() -> 
             assert server.stats().users == 0
             await stream.aclose()
     assert gates.log == ["authenticate...", "authenticate"]
+
+
+async def test_what_waits_for_a_connection_that_ends_is_counted_as_lost() -> None:
+    class Watched(SessionHook):
+        def __init__(self) -> None:
+            self.ended = anyio.Event()
+
+        def disconnected(self, session: Session, reason: Disconnect) -> None:
+            self.ended.set()
+
+    sessions = Watched()
+    pushes = 200
+    with anyio.fail_after(10):
+        async with Server(auth=OpenAuth(), sessions=sessions, tcp="127.0.0.1:0") as server:
+            async with connect(*address_of(server), mid=1, room_id="live://1") as client:
+                for _ in range(pushes):
+                    await server.push_room("live://1", 1000, bytes(40_000))
+                await server._queue.drain()
+                raw = client._stream.extra(anyio.abc.SocketAttribute.raw_socket)
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await sessions.ended.wait()
+            stats = server.stats()
+    assert stats.drops["lost"] > 0
+    assert stats.deliveries + sum(stats.drops.values()) == pushes
 
 
 async def test_connected_may_still_turn_a_client_away() -> None:

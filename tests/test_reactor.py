@@ -373,7 +373,7 @@ async def test_many_ready_sockets_leave_room_for_the_rest_of_the_program(
                 served.append(sum(bool(source.data) for source, _ in pairs))
                 await anyio.lowlevel.checkpoint()
     if isinstance(sockets.reactor, KernelReactor):
-        assert len(set(served)) > 3
+        assert len(set(served)) > 1
 
 
 async def test_it_stops_when_it_is_cancelled_and_leaves_the_sockets_open(sockets: Sockets) -> None:

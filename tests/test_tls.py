@@ -141,6 +141,22 @@ def test_a_peer_that_does_not_speak_tls_is_an_error(pair: Pair) -> None:
     raw.close()
 
 
+def test_a_client_with_which_nothing_can_be_agreed_on_is_told_so(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    client.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")  # the server's certificate is of another kind
+    pair = Pair((contexts[0], client))
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.client.do_handshake()
+    with pytest.raises(ssl.SSLError):
+        pair.server.recv(65536)
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        pair.client.do_handshake()
+    pair.close()
+
+
 def test_a_client_that_does_not_trust_the_server(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     pair = Pair(contexts, verify=False)
     with pytest.raises(ssl.SSLWantReadError):

@@ -102,24 +102,25 @@ def reference(stream: bytes) -> list[Seen]:
         elif isinstance(event, Message):
             message += event.data.encode() if isinstance(event.data, str) else event.data
             if event.message_finished:
-                frames, whole = take_apart(message)
+                frames, broken = take_apart(message)
                 seen += frames
-                if not whole:
-                    return [*seen, ("error", 1002)]
+                if broken:
+                    return [*seen, ("error", broken)]
                 message = b""
     return seen
 
 
-def take_apart(message: bytes) -> tuple[list[Frame], bool]:
+def take_apart(message: bytes) -> tuple[list[Frame], int]:
+    """The frames in ``message``, and the code of what is wrong after them, 0 for nothing."""
     frames: list[Frame] = []
     at = 0
     while True:
         try:
             frame = frame_at(message, at)
-        except ProtocolError:
-            return frames, False
+        except ProtocolError as error:
+            return frames, error.code
         if frame is None:
-            return frames, at == len(message) > 0
+            return frames, 0 if at == len(message) > 0 else 1002
         frames.append(frame)
         at += HEADER_SIZE + len(frame.body)
 
