@@ -1,25 +1,28 @@
 # make setup | demo | test | lint | bench: all in .venv, which the first of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-all lint bench clean
 
 # The first that is there, works (a version manager's stand-in may not) and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-BIN := .venv/bin
+PYTHONS ?= python3.11 python3.12 python3.13
+VENV ?= .venv
+BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
-RUNTIME := .venv/.runtime
-DEVELOPMENT := .venv/.development
+RUNTIME := $(VENV)/.runtime
+DEVELOPMENT := $(VENV)/.development
 
 help:
-	@echo "make demo    run the example chat and say where to open it (HOST=0.0.0.0 for a phone)"
-	@echo "make test    run every test"
-	@echo "make lint    ruff and mypy"
-	@echo "make bench   measure, and print the table (ARGS=--quick for a short one)"
-	@echo "make setup   make .venv with everything for development"
+	@echo "make demo      run the example chat and say where to open it (HOST=0.0.0.0 for a phone)"
+	@echo "make test      run every test"
+	@echo "make test-all  the same with each Python of PYTHONS that is here"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     measure, and print the table (ARGS=--quick for a short one)"
+	@echo "make setup     make .venv with everything for development"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "goim_core needs Python 3.11 or newer"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
 $(RUNTIME): $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
@@ -37,6 +40,14 @@ demo: $(RUNTIME)
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest $(ARGS)
 
+test-all:
+	@for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
+			|| { echo "$$python is not here"; continue; }; \
+		echo "Python $$version"; \
+		$(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON=$$python || exit 1; \
+	done
+
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +57,4 @@ bench: $(DEVELOPMENT)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -15,7 +15,6 @@
  *   --collect S                            count pushes for S seconds and on until none are left
  *   --push P  --rate R  --pushers K        meanwhile post to /goim/push/room at port P, R times a second in all;
  *                                          rate 0: each of K connections posts again as soon as it has its reply
- *   --ahead M                              unless M pushes are on their way that have not reached every connection
  *   --nap US                               while collecting, read every US microseconds instead of at once, so that
  *                                          what a send costs does not hang on how soon the receiver is back asleep
  *   --probe MS                             meanwhile the heartbeats of one more connection, which is in no room
@@ -61,7 +60,7 @@ struct usage {
 
 static struct {
 	const char *proto;
-	int port, conns, window, pid, beat_window, push, pushers, ahead, nap, probe;
+	int port, conns, window, pid, beat_window, push, pushers, nap, probe;
 	double beat, collect, rate;
 } opt = {.proto = "tcp", .conns = 100, .window = 512, .beat_window = 512, .pushers = 1};
 
@@ -73,7 +72,7 @@ static double last_delivery;
 static struct latencies push_lat, probe_lat;
 static atomic_bool stopping;
 static atomic_int threads, push_errors, probe_errors;
-static atomic_long pushed, arrived; /* pushes that were posted; that reached all connections, or as many deliveries */
+static atomic_long pushed;
 static uint8_t scratch[1 << 20];
 
 /* ---- the system ---- */
@@ -384,7 +383,6 @@ static void *pusher(void *arg) {
 	double first = start + gap * (double)(intptr_t)arg / opt.pushers;
 	for (long i = 0; !stopping; i++) {
 		if (gap > 0) sleep_until(first + gap * (double)i);
-		while (opt.ahead && pushed - arrived >= opt.ahead && !stopping) sleep_until(seconds() + 1e-3);
 		if (stopping) break;
 		if (fd < 0 || !post(fd)) {
 			push_errors++;
@@ -489,9 +487,7 @@ static void gather(int ms) {
 	/* After a nap every connection gets its turn: the kernel goes round, so this many turns reach them all. */
 	for (int left = opt.conns / EVENTS; turn(opt.nap ? 0 : ms) && left > 0; left--) {
 	}
-	if (deliveries == seen) return;
-	last_delivery = seconds();
-	arrived = (long)(deliveries / (uint64_t)opt.conns);
+	if (deliveries != seen) last_delivery = seconds();
 }
 
 /* Until every push has reached every connection, or nothing has come for a while. */
@@ -530,7 +526,7 @@ static void collect(void) {
 static void parse(int argc, char **argv) {
 	struct { const char *name; int *i; double *d; } known[] = {
 		{"--port", &opt.port, NULL}, {"--conns", &opt.conns, NULL}, {"--window", &opt.window, NULL}, {"--pid", &opt.pid, NULL},
-		{"--beat-window", &opt.beat_window, NULL}, {"--push", &opt.push, NULL}, {"--pushers", &opt.pushers, NULL}, {"--ahead", &opt.ahead, NULL},
+		{"--beat-window", &opt.beat_window, NULL}, {"--push", &opt.push, NULL}, {"--pushers", &opt.pushers, NULL},
 		{"--nap", &opt.nap, NULL}, {"--probe", &opt.probe, NULL}, {"--beat", NULL, &opt.beat},
 		{"--collect", NULL, &opt.collect}, {"--rate", NULL, &opt.rate}};
 	for (int i = 1; i < argc; i += 2) {

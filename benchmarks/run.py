@@ -112,7 +112,7 @@ class Bench:
             raise BenchError(f"goimload: {done.stderr.strip() or done.stdout}")
         run: Run = json.loads(done.stdout)
         if done.returncode:
-            raise BenchError(f"goimload: connections were lost or pushes failed: {done.stdout}")
+            raise BenchError(f"goimload: connections were lost or pushes failed: {done.stderr}{done.stdout}")
         run["options"] = options
         self.runs.append(run)
         return run
@@ -130,7 +130,7 @@ class Bench:
             run["loop"] = json.loads(out)
             run["collect"]["lost"] = run["loop"]["sent"] - run["collect"]["deliveries"]
         else:
-            single = ["--batch", "1", "--queue", "8"]
+            single = ["--batch", "1"]
             if rate:
                 with self.goim_core(*single) as ready:
                     run = self.load(proto, ready, conns, push=ready["http"], pushers=1, **options)

@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-from typing import Any
 
 import anyio
 
@@ -26,6 +25,8 @@ ANYWHERE = "127.0.0.1:0"
 ROOM = "bench://1"
 SETTLE = 0.2
 """Seconds between the last connection and the first push: as long as the C loop waits."""
+AHEAD = 8
+"""How many messages wait while the room is flooded."""
 
 
 def parse() -> argparse.Namespace:
@@ -33,7 +34,6 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the server that is measured.")
     parser.add_argument("--backend", choices=("asyncio", "uvloop", "trio"), default="asyncio")
     parser.add_argument("--batch", type=int, help="how many pushes are merged at most")
-    parser.add_argument("--queue", type=int, help="how many pushes wait before a publisher does")
     parser.add_argument(
         "--flood", type=int, help="push to the room without a pause once it has so many in it"
     )
@@ -43,18 +43,20 @@ def parse() -> argparse.Namespace:
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """The library's defaults, but for what was named."""
-    named: dict[str, Any] = {"batch": arguments.batch, "queue_size": arguments.queue}
-    return Options(**{name: value for name, value in named.items() if value is not None})
+    return Options() if arguments.batch is None else Options(batch=arguments.batch)
 
 
 async def flood(server: Server, conns: int, seconds: float) -> None:
-    """Push to the load client's room, each message as soon as the queue takes it."""
+    """Push to the load client's room; always some messages wait, and never so many that ending takes long."""
     while server.online_rooms([ROOM])[ROOM] < conns:  # noqa: ASYNC110  # nobody tells a pusher of joins
         await anyio.sleep(0.01)
     await anyio.sleep(SETTLE)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        await server.push_room(ROOM, 1000, json.dumps({"test": 1, "ts": time.time_ns()}).encode())
+        if server.stats().pending < AHEAD:
+            await server.push_room(ROOM, 1000, json.dumps({"test": 1, "ts": time.time_ns()}).encode())
+        else:
+            await anyio.sleep(0.005)
 
 
 async def serve(options: Options, conns: int | None, seconds: float) -> None:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
+import anyio.lowlevel
 from attrs import evolve
 
 from goim_core.comet import Comet
@@ -125,6 +126,9 @@ class Logic:
         await self._queue.publish(PushMsg(PushType.BROADCAST, op, body, speed=speed), nowait=nowait)
 
     async def _publish(self, routes: Routes, op: int, body: bytes, nowait: bool) -> None:
+        if not routes:
+            # Who pushes to many users that are offline, one by one, would never let anyone else run.
+            await anyio.lowlevel.checkpoint()
         for server, keys in routes.items():
             msg = PushMsg(PushType.PUSH, op, body, server=server, keys=tuple(keys))
             await self._queue.publish(msg, nowait=nowait)

@@ -65,6 +65,14 @@ def test_what_the_kernel_does_not_take_waits_in_order() -> None:
     assert link.channel.outbox is None
 
 
+def test_a_reply_waits_too_where_the_kernel_takes_nothing() -> None:
+    link = Link(room=0)
+    link.channel.reply(encode(3, b"one"))
+    link.channel.push(packet(b"two"))
+    assert link.writes_wanted == 1
+    assert flushed(link) == [b"one", b"two"]
+
+
 def test_a_flush_goes_on_only_as_long_as_the_kernel_takes_all() -> None:
     link = blocked()
     link.room = 1

@@ -116,6 +116,20 @@ def test_moving_later_costs_nothing_until_the_old_time(wheel: Deadlines, clock: 
     assert entry.called is not None
 
 
+@pytest.mark.parametrize("seconds", [0.01, TICK, 0.9])
+def test_moving_a_little_later_is_not_early_either(
+    wheel: Deadlines, clock: ManualClock, seconds: float
+) -> None:
+    entry = watched(wheel, 1 + TICK)  # looked at when its own tick ends
+    entry.at += seconds + TICK
+    clock.advance(1 + 2 * TICK)
+    wheel.expire()
+    assert entry.called is None
+    clock.advance(seconds + TICK)
+    wheel.expire()
+    assert entry.called == clock.now()
+
+
 def test_moving_earlier_is_watched_again(wheel: Deadlines, clock: ManualClock) -> None:
     entry = watched(wheel, 100)
     entry.at = clock.now() + 1

@@ -85,6 +85,7 @@ async def test_a_slow_client_is_bounded(wire: str, contexts: dict[str, Any]) -> 
         other = await world.login(wire)
         stats, count = world.server.stats, 0
         while not stats().drops:
+            assert count < 1000
             await world.server.push_keys(["slow"], 1000, int32(count) + bytes(16384))
             await world.sent()
             count += 1
