@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
+import anyio
 import pytest
 
 from goim_core import Options, ServerStopped
@@ -183,6 +184,28 @@ async def test_a_bad_push_raises_with_the_arguments_name(call, named: str) -> No
     async with serve() as world:
         with pytest.raises(ValueError, match=f"^{named}:"):
             await call(world.server)
+
+
+@pytest.mark.parametrize(
+    "push_to_nobody",
+    [
+        lambda server: server.push_keys(["nobody"], 1000, b"x"),
+        lambda server: server.push_mids([404], 1000, b"x"),
+    ],
+    ids=["keys", "mids"],
+)
+async def test_pushes_to_nobody_let_others_run(push_to_nobody) -> None:
+    """Who loops over users that are mostly offline may not hold up everyone else."""
+    async with serve() as world, anyio.create_task_group() as others:
+        ran = anyio.Event()
+
+        async def other() -> None:
+            ran.set()
+
+        others.start_soon(other)
+        for _ in range(3):  # trio takes those who are ready in any order, but each once in a round
+            await push_to_nobody(world.server)
+        assert ran.is_set()
 
 
 async def test_pushing_outside_the_block() -> None:
