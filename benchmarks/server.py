@@ -17,7 +17,7 @@ import time
 
 import anyio
 
-from goim_core.hooks import OpenAuth
+from goim_core.auth import OpenAuth
 from goim_core.options import Options
 from goim_core.server import Server
 

@@ -4,6 +4,7 @@ Create a :class:`Server` with an :class:`AuthHook` and the addresses to listen o
 ``push_*`` methods; docs/embedding.md shows how.
 """
 
+from goim_core.auth import OpenAuth, SignedTokenAuth, sign_token
 from goim_core.errors import (
     CloseCode,
     ConfigurationError,
@@ -15,19 +16,27 @@ from goim_core.errors import (
     QueueFull,
     Refused,
     ServerStopped,
+    StorageError,
 )
-from goim_core.hooks import AuthHook, AuthRequest, MessageHook, OpenAuth, Pusher, Session, SessionHook
+from goim_core.hooks import AuthHook, LoginPolicy, MessageHook, Pusher, RoomHook, SessionHook
 from goim_core.http_door import Request, Response
 from goim_core.http_pages import pages
+from goim_core.memory_storage import MemoryStorage
 from goim_core.options import Options, OutboxPolicy
 from goim_core.protocol import Frame, Op
 from goim_core.queue import MemoryQueue, PushMsg, PushType, Queue
 from goim_core.registry import MemoryRegistry, Registry
-from goim_core.server import Server, Stats
+from goim_core.server import Server
+from goim_core.session import AuthRequest, Session
+from goim_core.stats import Stats
+from goim_core.storage import StorageHook, Stored, StorePolicy
+from goim_core.token_auth import TokenAuth
 
 __all__ = [
     "AuthHook", "AuthRequest", "CloseCode", "ConfigurationError", "Disconnect", "ErrorCode", "Frame",
-    "GoimError", "HookError", "MemoryQueue", "MemoryRegistry", "MessageHook", "Op", "OpenAuth", "Options",
-    "OutboxPolicy", "ProtocolError", "PushMsg", "PushType", "Pusher", "Queue", "QueueFull", "Refused",
-    "Registry", "Request", "Response", "Server", "ServerStopped", "Session", "SessionHook", "Stats", "pages",
+    "GoimError", "HookError", "LoginPolicy", "MemoryQueue", "MemoryRegistry", "MemoryStorage", "MessageHook",
+    "Op", "OpenAuth", "Options", "OutboxPolicy", "ProtocolError", "PushMsg", "PushType", "Pusher", "Queue",
+    "QueueFull", "Refused", "Registry", "Request", "Response", "RoomHook", "Server", "ServerStopped",
+    "Session", "SessionHook", "SignedTokenAuth", "Stats", "StorageError", "StorageHook", "StorePolicy", "Stored",
+    "TokenAuth", "pages", "sign_token",
 ]  # fmt: skip

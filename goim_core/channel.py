@@ -13,9 +13,9 @@ from typing import Protocol
 from attrs import Factory, define
 
 from goim_core.errors import CloseCode, Disconnect
-from goim_core.hooks import Session
 from goim_core.options import Options, OutboxPolicy
 from goim_core.room import Room
+from goim_core.session import Session
 from goim_core.wire import Packet
 
 __all__ = ["NOBODY", "Channel", "Counters", "Outbox", "Port", "Sink", "deliver"]
@@ -67,6 +67,22 @@ class Port(Protocol):
 
     def lost(self, error: OSError) -> None:
         """The socket is broken."""
+
+
+class Feed(Protocol):
+    """The way to a connection for what is stored: see inbox.py."""
+
+    def push(self, seq: int, op: int, packet: Packet) -> None:
+        """A message to the user has been published; ``seq`` its number in the inbox, 0 for none."""
+
+    def go_on(self) -> None:
+        """Nothing waits in the outbox any more."""
+
+    def written(self) -> int:
+        """Up to which number a client that does not acknowledge has been written; 0: nothing new."""
+
+    def close(self) -> int:
+        """The connection ends: send no more. Returns what :meth:`written` does."""
 
 
 @define(eq=False, weakref_slot=False)
@@ -142,9 +158,21 @@ class Channel:
     session: Session = NOBODY
     accepts: frozenset[int] = frozenset()
     room: Room[Channel] | None = None
+    """The room it changed to."""
+    joined: dict[str, Room[Channel]] | None = None
+    """The rooms it joined beside that one, by id."""
+    inbox: Feed | None = None
+    """How far it has got in its user's inbox, where messages are stored."""
     outbox: Outbox | None = None
     drops: int = 0
     """Messages for this channel that were dropped."""
+
+    def rooms(self) -> list[Room[Channel]]:
+        """The rooms it is in."""
+        rooms = list((self.joined or {}).values())
+        if self.room is not None and self.room not in rooms:
+            rooms.append(self.room)
+        return rooms
 
     def push(self, packet: Packet) -> None:
         """Send ``packet``, or let it wait, or drop and count it by the outbox policy."""
@@ -156,7 +184,7 @@ class Channel:
         They are never dropped: a client that does not read its own replies is disconnected.
         """
         # At the bound, what is only corked is sent before the client is said not to read.
-        if self.outbox is not None and (self._fits(data) or not self.flush()):
+        if self.outbox is not None and (self.fits(data) or not self.flush()):
             self.hold(data, 0)
             return
         try:
@@ -169,8 +197,8 @@ class Channel:
         if sent != len(data):
             self.block(data, sent, 0)
 
-    def farewell(self, data: bytes) -> None:
-        """Send the last bytes for this client; where some wait, behind them, be the outbox full or not."""
+    def append(self, data: bytes) -> None:
+        """Send bytes that must not be lost; where some wait, behind them, be the outbox full or not."""
         if self.outbox is not None:
             self.outbox.add(data, 0)
         else:
@@ -187,7 +215,7 @@ class Channel:
         """Queue ``data`` behind what waits; at the bound, apply the outbox policy."""
         outbox, options = self.outbox, self.port.options
         assert outbox is not None
-        if self._fits(data):
+        if self.fits(data):
             outbox.add(data, count)
         elif not count or options.outbox_policy is OutboxPolicy.DISCONNECT:
             if count:
@@ -195,13 +223,16 @@ class Channel:
             self.port.close(Disconnect("too slow: what waits for this connection is full", CloseCode.SLOW))
         elif options.outbox_policy is OutboxPolicy.DROP_OLDEST:
             dropped = outbox.drop_oldest(outbox.size + len(data) - options.outbox_bytes)
-            if dropped:
+            if dropped and self.fits(data):
                 outbox.add(data, count)
-            self.dropped(dropped or count, "drop_oldest")
+            else:
+                dropped += count
+            self.dropped(dropped, "drop_oldest")
         else:
             self.dropped(count, "drop_newest")
 
-    def _fits(self, data: bytes) -> bool:
+    def fits(self, data: bytes) -> bool:
+        """Whether the outbox, which something waits in, takes ``data`` within its bounds."""
         outbox, options = self.outbox, self.port.options
         assert outbox is not None
         return (

@@ -20,6 +20,9 @@ class Clock(Protocol):
     def now(self) -> float:
         """The time."""
 
+    def time(self) -> float:
+        """The wall clock's time in seconds since 1970, which may be set back."""
+
     async def sleep(self, seconds: float) -> None:
         """Return when ``seconds`` have passed."""
 
@@ -30,6 +33,10 @@ class SystemClock:
     def now(self) -> float:
         """Seconds of :func:`time.monotonic`."""
         return time.monotonic()
+
+    def time(self) -> float:
+        """Seconds of :func:`time.time`."""
+        return time.time()
 
     async def sleep(self, seconds: float) -> None:
         """Sleep in the running event loop."""

@@ -33,6 +33,7 @@ from goim_core.comet import Comet
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.flow import Exchanges
 from goim_core.logic import Logic
+from goim_core.operations import Operations
 from goim_core.options import Options
 from goim_core.protocol import Frame
 from goim_core.reactor import Reactor
@@ -70,6 +71,7 @@ class Edge:
 
     comet: Comet
     logic: Logic
+    operations: Operations
     exchanges: Exchanges
     reactor: Reactor
     deadlines: Deadlines
@@ -158,8 +160,7 @@ class Connection:
             return
         if self.channel.flush():
             self._watch()
-            if self.stage is CLOSING:
-                self._shut()
+            self._flushed()
         elif self.stage is not CLOSED:
             self._expect_write()
 
@@ -206,7 +207,7 @@ class Connection:
         self.edge.deadlines.watch(self)
         farewell = self.wire.farewell(why)
         if farewell:
-            self.channel.farewell(farewell)
+            self.channel.append(farewell)
         if self.unwatched and self.stage is CLOSING:
             self.unwatched = False
             self._watch()
@@ -222,6 +223,7 @@ class Connection:
     def _leave(self, why: Disconnect, stage: Stage) -> None:
         self.stage = stage
         self.why = why
+        self.on_leave()
         self.edge.counters.closes[why.code] += 1
         if self.channel.session is not NOBODY:
             self.edge.comet.remove(self.channel)
@@ -271,6 +273,9 @@ class Connection:
         """Handle one frame of the peer, whatever the stage."""
         raise NotImplementedError
 
+    def on_leave(self) -> None:
+        """The connection is about to end: nothing that comes from now on is answered."""
+
     def on_end(self, why: Disconnect) -> None:
         """The connection has ended: called once, when nothing of it is under way any more."""
         raise NotImplementedError
@@ -303,8 +308,14 @@ class Connection:
         if not self.channel.flush():
             if self.stage is not CLOSED:
                 self.want_write()
-        elif self.stage is CLOSING:
+        else:
+            self._flushed()
+
+    def _flushed(self) -> None:
+        if self.stage is CLOSING:
             self._shut()
+        elif self.channel.inbox is not None:
+            self.channel.inbox.go_on()
 
     def _on_answer(self, answer: Answer) -> None:
         if answer.data:

@@ -8,7 +8,9 @@ kernel, in order, and costs no memory here.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from math import inf
 from typing import TypeVar
 
 from attrs import define
@@ -17,8 +19,9 @@ from goim_core.channel import NOBODY
 from goim_core.connection import CLOSING, LIVE, Connection
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, Refused
 from goim_core.flow import Flow
-from goim_core.hooks import AuthRequest, Session
+from goim_core.inbox import Inbox
 from goim_core.protocol import Frame, Op, encode
+from goim_core.session import AuthRequest, Session
 
 __all__ = ["Conversation"]
 
@@ -31,12 +34,30 @@ HEARTBEAT = int(Op.HEARTBEAT)
 class Conversation(Connection):
     """A connection that speaks goim's protocol."""
 
+    expiry: float = inf
+    """When to look at the token's end again, on the wheel's clock."""
+    paced: float = 0.0
+    """When the rate limit would be used up by what has come, had it come evenly."""
+    written: int = 0
+    """What the client was written of its inbox when it ended."""
+
     def on_frame(self, frame: Frame) -> None:
         """Answer, or authenticate; anything else before authentication is skipped, as goim does."""
         if self.stage is LIVE:
             self._answer(frame)
         elif frame.op == Op.AUTH:
             self._authenticate(frame)
+
+    def due(self) -> float:
+        """The nearest of the stage's, the outbox's and the token's."""
+        return min(super().due(), self.expiry)
+
+    def on_deadline(self) -> None:
+        """The peer took too long, or its token has run out or will soon."""
+        if self.stage is LIVE and self.expiry <= self.edge.deadlines.clock.now():
+            self._expire()
+        else:
+            super().on_deadline()
 
     def _begin(
         self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]
@@ -83,14 +104,43 @@ class Conversation(Connection):
         replaced = edge.comet.put(channel)
         self.stage = LIVE
         self.deadline = edge.deadlines.clock.now() + edge.silence
-        self.edge.deadlines.watch(self)
+        self._expect_expiry()
         self.wire.forget_handshake()
         channel.reply(self.wire.encode(encode(Op.AUTH_REPLY, b"", frame.seq, frame.ver)))
         if replaced is not None:
             replaced.port.close(
                 Disconnect("replaced by a newer connection with the same key", CloseCode.REPLACED)
             )
+        if edge.logic.stores and self.stage is LIVE:
+            channel.inbox = inbox = Inbox(channel, edge.logic, edge.exchanges, edge.reactor)
+            inbox.go_on()
         self._begin(edge.logic.connected(session), _ignore, self._turn_away)
+
+    # The token's end.
+
+    def _expect_expiry(self) -> None:
+        """Watch for the time to ask for a new token, or, where the client cannot be asked, for its end."""
+        edge, session = self.edge, self.channel.session
+        if session.expires < inf:
+            left = session.expires - edge.deadlines.clock.time()
+            if Op.EXPIRING in self.channel.accepts:
+                left -= edge.options.refresh_notice
+            self.expiry = edge.deadlines.clock.now() + max(0.0, left)
+        else:
+            self.expiry = inf
+        edge.deadlines.watch(self)
+
+    def _expire(self) -> None:
+        edge, channel = self.edge, self.channel
+        left = channel.session.expires - edge.deadlines.clock.time()
+        if left <= 0 or Op.EXPIRING not in channel.accepts:
+            self.close(Disconnect("the token has expired", CloseCode.EXPIRED))
+            return
+        body = f'{{"seconds":{math.ceil(left)}}}'.encode()
+        channel.reply(self.wire.encode(encode(Op.EXPIRING, body)))
+        if self.stage is LIVE:
+            self.expiry = edge.deadlines.clock.now() + left
+            edge.deadlines.watch(self)
 
     # A live connection's frames.
 
@@ -98,21 +148,32 @@ class Conversation(Connection):
         edge, channel = self.edge, self.channel
         if frame.op == HEARTBEAT:
             self.deadline = edge.deadlines.clock.now() + edge.silence
-        try:
-            reply = edge.comet.answer(channel, frame)
-        except Refused as refused:
-            self._refuse(frame, refused)
-            return
-        if reply is not None:
-            channel.reply(self.wire.encode(reply))
-            if frame.op == HEARTBEAT and edge.logic.beats:
-                self._begin(edge.logic.heartbeat(channel.session), _ignore, self._end)
+            channel.reply(self.wire.encode(edge.operations.heartbeat(channel, frame)))
+            if edge.logic.beats:
+                written = channel.inbox.written() if channel.inbox is not None else 0
+                self._begin(edge.logic.heartbeat(channel.session, written), _ignore, self._end)
+        elif edge.options.rate and not self._within_rate():
+            self._refuse(frame, Refused(f"at most {edge.options.rate:g} frames a second", ErrorCode.TOO_MANY))
         else:
             self._begin(
-                edge.logic.receive(channel.session, frame),
-                self._reply,
+                edge.operations.answer(channel, frame),
+                functools.partial(self._answered, frame.op),
                 functools.partial(self._refuse, frame),
             )
+
+    def _within_rate(self) -> bool:
+        """Take one from the token bucket, which is kept as the time at which it would be full again."""
+        options, now = self.edge.options, self.edge.deadlines.clock.now()
+        paced = max(self.paced, now) + 1 / options.rate
+        if paced - now > options.rate_burst / options.rate:
+            return False
+        self.paced = paced
+        return True
+
+    def _answered(self, op: int, reply: bytes) -> None:
+        if op == Op.REFRESH and self.stage is LIVE:
+            self._expect_expiry()
+        self._reply(reply)
 
     def _reply(self, reply: bytes) -> None:
         if self.stage is LIVE:
@@ -122,18 +183,24 @@ class Conversation(Connection):
         if isinstance(error, Disconnect):
             self.close(error)
         else:
-            self._reply(self.edge.comet.refusal(self.channel, frame, error))
+            self._reply(self.edge.operations.refusal(self.channel, frame, error))
 
     def _end(self, error: Refused | Disconnect) -> None:
         # A heartbeat has its answer already: only a hook that wants the connection closed is heard.
         if isinstance(error, Disconnect):
             self.close(error)
 
+    def on_leave(self) -> None:
+        """See :meth:`Connection.on_leave`."""
+        if self.channel.inbox is not None:
+            self.written = self.channel.inbox.close()
+            self.channel.inbox = None  # it refers to the channel
+
     def on_end(self, why: Disconnect) -> None:
         """Tell logic, when the client had been let in."""
-        session = self.channel.session
+        edge, session = self.edge, self.channel.session
         if session is not NOBODY:
-            self.edge.exchanges.begin(self.edge.logic.disconnected(session, why), _ignore, _ignore)
+            edge.exchanges.each(edge.logic.disconnected(session, why, self.written))
 
 
 _REFUSED_AS: dict[int, CloseCode] = {

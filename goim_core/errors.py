@@ -19,6 +19,7 @@ __all__ = [
     "QueueFull",
     "Refused",
     "ServerStopped",
+    "StorageError",
 ]
 
 
@@ -41,6 +42,10 @@ class CloseCode(IntEnum):
     REPLACED = 4004
     SLOW = 4005
     HANDSHAKE_TIMEOUT = 4006
+    EXPIRED = 4008
+    """The token ran out and was not refreshed."""
+    TOO_MANY_LOGINS = 4009
+    """The login policy allows no more connections of this user: this one gave way, or was refused."""
     LOST = 4007
     """The peer is gone (end of stream, reset): told to hooks and logs, never to the peer."""
 
@@ -114,6 +119,10 @@ class HookError(GoimError, TypeError):
 
 class QueueFull(GoimError):
     """The push queue has no room and the publisher chose not to wait."""
+
+
+class StorageError(GoimError):
+    """The storage cannot do what it was asked; the message says why. Nothing of it has been done."""
 
 
 class ServerStopped(GoimError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from math import inf
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -17,8 +17,8 @@ from anyio.abc import TaskGroup
 from attrs import frozen
 
 from goim_core.clock import Deadlines
-from goim_core.errors import Disconnect, ErrorCode, HookError, Refused, ServerStopped
-from goim_core.hooks import MaybeAwaitable
+from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused, ServerStopped
+from goim_core.session import MaybeAwaitable
 
 __all__ = ["Exchanges", "Flow", "settle"]
 
@@ -53,7 +53,7 @@ class Exchanges:
         self._deadlines = deadlines
         self._limiter = anyio.Semaphore(limit)
         self._timeout = timeout
-        self._active = 0
+        self._active: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
 
     def begin(
@@ -67,9 +67,33 @@ class Exchanges:
         if isinstance(step, _Outcome):
             _report(step, done, failed)
             return True
-        self._active += 1
-        self._tasks.start_soon(self._go_on, flow, step, done, failed)
+        self._start(flow, step, done, failed)
         return False
+
+    def each(self, flows: Iterable[Flow[None]]) -> None:
+        """Run ``flows`` one after the other, each to its end whatever becomes of those before it."""
+        rest = iter(flows)
+        for flow in rest:
+            step = _step(flow.__next__)
+            if not isinstance(step, _Outcome):
+                self._start(flow, step, lambda _: self.each(rest), lambda _: self.each(rest))
+                return
+
+    def abort(self) -> None:
+        """Cancel every exchange that is under way; each is told so."""
+        for scope in tuple(self._active):
+            scope.cancel()
+
+    def _start(
+        self,
+        flow: Flow[T],
+        step: Awaitable[Any],
+        done: Callable[[T], None],
+        failed: Callable[[Refused | Disconnect], None],
+    ) -> None:
+        scope = anyio.CancelScope()
+        self._active.add(scope)
+        self._tasks.start_soon(self._go_on, scope, flow, step, done, failed)
 
     async def idle(self) -> None:
         """Return when no exchange is under way."""
@@ -78,6 +102,7 @@ class Exchanges:
 
     async def _go_on(
         self,
+        scope: anyio.CancelScope,
         flow: Flow[T],
         awaitable: Awaitable[Any],
         done: Callable[[T], None],
@@ -85,18 +110,23 @@ class Exchanges:
     ) -> None:
         outcome = _Outcome(error=Refused("the server took too long", ErrorCode.TIMEOUT))
         try:
-            async with self._limiter:
-                with self._deadlines.move_on_after(self._timeout) as scope:
-                    outcome = await _run(flow, awaitable)
+            with scope:
+                async with self._limiter:
+                    with self._deadlines.move_on_after(self._timeout) as timer:
+                        outcome = await _run(flow, awaitable)
+                if timer.cancelled_caught:
+                    _log.error(
+                        "hook timed out after %s s: %s", self._timeout, getattr(flow, "__qualname__", flow)
+                    )
             if scope.cancelled_caught:
-                _log.error(
-                    "hook timed out after %s s: %s", self._timeout, getattr(flow, "__qualname__", flow)
-                )
+                outcome = _Outcome(error=Disconnect("the server is stopping", CloseCode.GOING_AWAY))
+            # Whoever is told may begin the next: for them this one is over.
+            self._active.discard(scope)
             _report(outcome, done, failed)
         finally:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()  # cancelled before its turn came, it would warn that nobody awaited it
-            self._active -= 1
+            self._active.discard(scope)
             if not self._active:
                 self._idle.set()
                 self._idle = anyio.Event()

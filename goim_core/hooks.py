@@ -5,169 +5,57 @@ not block; an ``async def`` runs in a task of its own while its connection waits
 on. Raise :class:`~goim_core.errors.Refused` to refuse one frame, or
 :class:`~goim_core.errors.Disconnect` to close the connection; anything else that is raised is
 logged and answered as an internal error.
+
+The storage of messages for those who are away is a hook too: see storage.py.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import secrets
-import sys
-from collections.abc import Awaitable, Iterable, Mapping
-from functools import lru_cache
-from typing import Any, Protocol, TypeAlias, TypeVar
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
 
-from attrs import define, field, frozen, setters
+from attrs import field, frozen
 
-from goim_core.errors import CloseCode, Disconnect
-from goim_core.protocol import INT32_MAX, Frame
+from goim_core.clock import Clock
+from goim_core.errors import ConfigurationError, Disconnect
+from goim_core.protocol import Frame
+from goim_core.session import AuthRequest, MaybeAwaitable, Session
 
 __all__ = [
     "AuthHook",
-    "AuthRequest",
     "Hook",
-    "MaybeAwaitable",
+    "LoginPolicy",
     "MessageHook",
-    "OpenAuth",
     "Pusher",
-    "Session",
+    "RoomHook",
     "SessionHook",
-    "check_key",
-    "check_room_id",
 ]
-
-T = TypeVar("T")
-MaybeAwaitable: TypeAlias = T | Awaitable[T]
-
-MAX_ID = 256
-"""The longest key, room id or platform, in characters."""
-
-_log = logging.getLogger("goim_core.hooks")
-
-
-def check_room_id(room_id: str) -> str:
-    """Return ``room_id`` when it is ``type://id``; raise :class:`ValueError` that says what is wrong."""
-    kind, separator, name = room_id.partition("://")
-    if not (kind and separator and name) or len(room_id) > MAX_ID or not room_id.isprintable():
-        raise ValueError(
-            f"room_id: expected 'type://id' of at most {MAX_ID} printable characters, got {room_id[:80]!r}"
-        )
-    return room_id
-
-
-def check_key(key: str) -> str:
-    """Return ``key`` when it can name a connection; raise :class:`ValueError` that says what is wrong."""
-    if not key or len(key) > MAX_ID or not key.isprintable():
-        raise ValueError(f"key: expected 1 to {MAX_ID} printable characters, got {key[:80]!r}")
-    return key
-
-
-@lru_cache(maxsize=1024)
-def _shared(ops: frozenset[int]) -> frozenset[int]:
-    """One object for equal sets: most connections accept the same few ops, and a set is 216 bytes."""
-    return ops
-
-
-def _accepts(ops: Iterable[int]) -> frozenset[int]:
-    try:
-        found = frozenset(ops)
-    except TypeError:
-        raise ValueError(f"accepts: expected operations as int32, got {ops!r:.80}") from None
-    for op in found:
-        if not isinstance(op, int) or isinstance(op, bool) or not 0 <= op <= INT32_MAX:
-            raise ValueError(f"accepts: expected operations as int32, got {op!r:.80}")
-    return _shared(found)
-
-
-def _mid(_: Any, __: Any, mid: int) -> None:
-    if type(mid) is not int or not -(2**63) <= mid < 2**63:
-        raise ValueError(f"mid: expected an int64, got {mid!r:.80}")
-
-
-def _optional_key(_: Any, __: Any, key: str) -> None:
-    if not isinstance(key, str):
-        raise ValueError(f"key: expected text, got {key!r:.80}")
-    if key:
-        check_key(key)
-
-
-def _optional_room_id(_: Any, __: Any, room_id: str) -> None:
-    if not isinstance(room_id, str):
-        raise ValueError(f"room_id: expected text, got {room_id!r:.80}")
-    if room_id:
-        check_room_id(room_id)
-
-
-def _platform(_: Any, __: Any, platform: str) -> None:
-    if not isinstance(platform, str) or len(platform) > MAX_ID:
-        raise ValueError(f"platform: expected text of at most {MAX_ID} characters, got {platform!r:.80}")
-
-
-def _intern(value: str) -> str:
-    # Connections of one room share one string for it.
-    return sys.intern(value) if type(value) is str else value
-
-
-@define(eq=False, weakref_slot=False, on_setattr=setters.frozen)
-class Session:
-    """Who a connection is: what ``authenticate`` returns.
-
-    ``mid`` the user (int64); ``key`` the connection, made by the session hook when empty; ``room_id``
-    the room it is in, ``type://id`` or empty for none, which follows when the client changes rooms;
-    ``platform`` what the client says it runs on; ``accepts`` the operations it wants of key pushes and
-    broadcasts; ``data`` anything of the application's own; ``server`` the node that holds the connection,
-    filled in when it is let in. Two sessions are equal only when they are the same one.
-
-    Raises :class:`ValueError` that names the field for a value that does not fit.
-    """
-
-    mid: int = field(validator=_mid)
-    key: str = field(default="", validator=_optional_key)
-    room_id: str = field(
-        default="",
-        converter=_intern,
-        validator=_optional_room_id,
-        on_setattr=[setters.convert, setters.validate],
-    )
-    platform: str = field(default="", converter=_intern, validator=_platform)
-    accepts: frozenset[int] = field(default=frozenset(), converter=_accepts)
-    data: Any = None
-    server: str = ""
-
-
-@frozen
-class AuthRequest:
-    """What a client brought when it asked to be let in.
-
-    ``token`` the body of its auth frame; ``transport`` ``"tcp"`` or ``"websocket"``; ``address`` the
-    peer's IP address, empty on a Unix socket; ``path`` and ``headers`` of the WebSocket handshake
-    (lower-case names; the first of a repeated header), empty on TCP.
-    """
-
-    token: bytes
-    transport: str = "tcp"
-    address: str = ""
-    path: str = ""
-    headers: Mapping[str, str] = field(factory=dict)
-
-    @property
-    def cookie(self) -> str:
-        """The Cookie header of the WebSocket handshake, empty without one."""
-        return self.headers.get("cookie", "")
 
 
 class Pusher(Protocol):
-    """The pushes a hook may make, as ``self.server``; :class:`goim_core.Server` is one.
+    """What a hook may ask of the server, as ``self.server``; :class:`goim_core.Server` is one.
 
-    ``op`` an int32 of 64 or more (or 4, 5); ``body`` opaque bytes. Each returns when the queue has the
-    push; with ``nowait`` a full queue raises :class:`~goim_core.errors.QueueFull` at once.
+    ``op`` an int32 of 64 or more (or 4, 5); ``body`` opaque bytes. Each push returns when the queue has
+    it; with ``nowait`` a full queue raises :class:`~goim_core.errors.QueueFull` at once.
     """
+
+    @property
+    def clock(self) -> Clock:
+        """The server's clock, which a test may own."""
 
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes, *, nowait: bool = False) -> None:
         """Push to the connections with these keys that accept ``op``."""
 
-    async def push_mids(self, mids: Iterable[int], op: int, body: bytes, *, nowait: bool = False) -> None:
-        """Push to every connection of these users that accepts ``op``."""
+    async def push_mids(
+        self, mids: Iterable[int], op: int, body: bytes, *, nowait: bool = False, idempotency_key: str = ""
+    ) -> None:
+        """Push to every connection of these users that accepts ``op``.
+
+        With a storage the message is stored first, for those who are away; a push that is tried again
+        with the same ``idempotency_key`` is stored once.
+        """
 
     async def push_room(self, room_id: str, op: int, body: bytes, *, nowait: bool = False) -> None:
         """Push to every connection in the room ``type://id``."""
@@ -175,14 +63,28 @@ class Pusher(Protocol):
     async def push_all(self, op: int, body: bytes, *, speed: int = 0, nowait: bool = False) -> None:
         """Push to every connection that accepts ``op``, at ``speed`` connections a second (0: at once)."""
 
+    async def disconnect_keys(self, keys: Iterable[str], why: Disconnect) -> None:
+        """Tell the connections with these keys why, and close them."""
+
+    async def disconnect_mids(self, mids: Iterable[int], why: Disconnect) -> None:
+        """Tell every connection of these users why, and close them."""
+
     def online_rooms(self, room_ids: Iterable[str]) -> dict[str, int]:
         """How many connections are in each of these rooms."""
 
+    def members(self, room_id: str, *, offset: int = 0, limit: int = 100) -> list[Session]:
+        """Who is in the room on this node, in the order they came: at most ``limit`` after ``offset``."""
+
 
 class Hook:
-    """The base of all hooks. ``server`` pushes; it is there from the moment the server starts."""
+    """The base of all hooks. ``server`` pushes; it is there from the moment the server is made."""
 
     server: Pusher
+
+    def now(self) -> float:
+        """Seconds since 1970, on the server's clock where there is one."""
+        server: Pusher | None = getattr(self, "server", None)
+        return time.time() if server is None else server.clock.time()
 
 
 class AuthHook(Hook):
@@ -192,61 +94,69 @@ class AuthHook(Hook):
         """Return the session of whoever brought ``request``.
 
         Raise :class:`~goim_core.errors.Refused` or :class:`~goim_core.errors.Disconnect` to keep them
-        out: the client is told the reason, then closed. May be an ``async def``.
+        out: the client is told the reason, then closed. Asked again when a client refreshes a token that
+        runs out (see ``Session.expires``): a refusal then leaves it as it was. May be an ``async def``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no authenticate()")
 
 
-class OpenAuth(AuthHook):
-    """goim's stock behaviour, for development: believes whatever the token's JSON says.
+class RoomHook(Hook):
+    """Decides who may be in which room, and hears who is."""
 
-    ``{"mid":123,"key":"","room_id":"live://1000","platform":"web","accepts":[1000,1001]}``; only
-    ``mid`` is required.
+    def may_enter(self, session: Session, room_id: str) -> MaybeAwaitable[bool]:
+        """Whether ``session`` may be in ``room_id``: asked at authentication, change of room and join.
+
+        False, or a :class:`~goim_core.errors.Refused` that says why, leaves the client where it was; at
+        authentication it is turned away. By default everyone may.
+        """
+        return True
+
+    def entered(self, session: Session, room_id: str) -> MaybeAwaitable[None]:
+        """``session`` is in ``room_id`` now."""
+
+    def left(self, session: Session, room_id: str) -> MaybeAwaitable[None]:
+        """``session`` is not in ``room_id`` any more: called once for each ``entered``."""
+
+
+def _at_most(_: Any, attribute: Any, value: Any) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigurationError(f"{attribute.name}: expected 1 or more connections or None, got {value!r}")
+
+
+@frozen
+class LoginPolicy:
+    """How many connections one user may have, and what becomes of one more.
+
+    ``LoginPolicy()`` allows any number. ``LoginPolicy(at_most=1)`` replaces the old with the new,
+    ``LoginPolicy(at_most=1, replace=False)`` refuses the new, ``LoginPolicy(at_most=3)`` keeps the newest
+    three. With ``each_platform`` every platform counts for itself.
+
+    Raises :class:`~goim_core.errors.ConfigurationError` that names the field.
     """
 
-    def __init__(self) -> None:
-        _log.warning("OpenAuth is on: any client may name itself any user. For development only.")
-
-    def authenticate(self, request: AuthRequest) -> Session:
-        """The session that the token asks for; refuses a token that is malformed."""
-        try:
-            token = json.loads(request.token)
-        except (ValueError, RecursionError):
-            raise _refused("token: expected JSON") from None
-        if not isinstance(token, dict):
-            raise _refused(f"token: expected a JSON object, got {type(token).__name__}")
-        if "mid" not in token:
-            raise _refused("mid: missing from the token")
-        accepts = token.get("accepts") or []
-        if not isinstance(accepts, list):
-            raise _refused(f"accepts: expected a list of operations, got {accepts!r:.80}")
-        try:
-            return Session(
-                mid=token["mid"],
-                key=_default(token.get("key")),
-                room_id=_default(token.get("room_id")),
-                platform=_default(token.get("platform")),
-                accepts=accepts,
-            )
-        except ValueError as error:
-            raise _refused(str(error)) from None
-
-
-def _default(value: Any) -> Any:
-    # Go reads a JSON null as the field's zero value.
-    return "" if value is None else value
-
-
-def _refused(reason: str) -> Disconnect:
-    return Disconnect(reason, CloseCode.AUTH_REFUSED)
+    at_most: int | None = field(default=None, validator=_at_most)
+    replace: bool = True
+    each_platform: bool = False
 
 
 class SessionHook(Hook):
-    """Follows sessions: names connections, and hears when they come and go."""
+    """Follows sessions: names connections, and hears when they come and go.
+
+    ``logins`` is the policy for several connections of one user: a class attribute to override.
+    """
+
+    logins: LoginPolicy = LoginPolicy()
 
     def make_key(self, session: Session) -> MaybeAwaitable[str]:
         """A key for a connection whose session has none; has to be unique. By default 128 random bits."""
         return secrets.token_hex(16)
+
+    def check_key(self, session: Session) -> MaybeAwaitable[None]:
+        """Raise :class:`~goim_core.errors.Refused` where ``session`` may not have the key that it names.
+
+        A connection takes over the key of an older one, which is closed. By default any key will do, as
+        in goim.
+        """
 
     def connected(self, session: Session) -> MaybeAwaitable[None]:
         """Called when ``session`` is let in, after its auth reply, before its next frame is read."""
@@ -256,6 +166,10 @@ class SessionHook(Hook):
 
     def heartbeat(self, session: Session) -> MaybeAwaitable[None]:
         """Called at each heartbeat of ``session``. Left alone it costs nothing."""
+
+    def may_see(self, session: Session, mid: int) -> MaybeAwaitable[bool]:
+        """Whether ``session`` may ask when the user ``mid`` was last seen. By default only itself."""
+        return mid == session.mid
 
 
 class MessageHook(Hook):
@@ -267,6 +181,6 @@ class MessageHook(Hook):
         Return ``None`` for goim's reply (the same op, seq and ver, no body), ``bytes`` for that reply
         with a body, or a :class:`~goim_core.protocol.Frame` to say all of it yourself. Raise
         :class:`~goim_core.errors.Refused` to refuse the frame. Frames of one connection come one
-        after the other, in order.
+        after the other, in order. ``self.server`` sends on: to users, to a room, to all.
         """
         return None

@@ -6,6 +6,7 @@ parameter; a push that the server could not take has code -500.
 
 Parameters are in the query, the body of a POST is the push. A parameter that is empty counts as missing,
 and the first of a repeated one counts, but for ``keys``, ``mids`` and ``rooms``, which are lists.
+A push to users may have an ``Idempotency-Key`` header: tried again with the same, it is stored once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
 from typing import Any, Protocol
 
-from goim_core.errors import GoimError
-from goim_core.hooks import MaybeAwaitable, check_room_id
+from goim_core.errors import ConfigurationError, GoimError
 from goim_core.http_door import JSON, Handler, Request, Response, Routes
 from goim_core.protocol import INT32_MAX, pushable
+from goim_core.session import MaybeAwaitable, check_room_id
+from goim_core.storage import MAX_IDEMPOTENCY_KEY
 
 __all__ = ["PushAPI", "Service"]
 
@@ -39,8 +41,10 @@ class Service(Protocol):
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes) -> None:
         """Push to the connections with these keys that accept ``op``."""
 
-    async def push_mids(self, mids: Iterable[int], op: int, body: bytes) -> None:
-        """Push to every connection of these users that accepts ``op``."""
+    async def push_mids(
+        self, mids: Iterable[int], op: int, body: bytes, *, idempotency_key: str = ""
+    ) -> None:
+        """Push to every connection of these users that accepts ``op``; see :class:`~goim_core.Server`."""
 
     async def push_room(self, room_id: str, op: int, body: bytes) -> None:
         """Push to every connection in the room ``type://id``."""
@@ -96,7 +100,10 @@ class PushAPI:
             _integer("mids", text, expected, -_INT64_MAX - 1, _INT64_MAX)
             for text in _several(request, "mids", expected)
         ]
-        return self.server.push_mids(mids, op, request.body)
+        key = request.headers.get("idempotency-key", "")
+        if len(key) > MAX_IDEMPOTENCY_KEY:
+            raise _BadRequest(f"Idempotency-Key: expected at most {MAX_IDEMPOTENCY_KEY} characters")
+        return self.server.push_mids(mids, op, request.body, idempotency_key=key)
 
     def _push_room(self, request: Request) -> Awaitable[None]:
         op = _operation(request)
@@ -147,6 +154,8 @@ def _answered(call: Callable[[Request], MaybeAwaitable[Any]]) -> Handler:
             if isawaitable(data):
                 data = await data
         except _BadRequest as reason:
+            return _answer(BAD_REQUEST, str(reason))
+        except ConfigurationError as reason:  # it asks for what this server has not got
             return _answer(BAD_REQUEST, str(reason))
         except GoimError as reason:
             return _answer(SERVER_ERROR, str(reason))

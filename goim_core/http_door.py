@@ -25,7 +25,7 @@ import h11
 from attrs import frozen
 
 from goim_core.errors import ConfigurationError, HookError
-from goim_core.hooks import MaybeAwaitable
+from goim_core.session import MaybeAwaitable
 
 __all__ = ["JSON", "HTTPDoor", "Handler", "Request", "Response", "Routes", "error"]
 

@@ -17,9 +17,9 @@ from attrs import Factory, define
 from goim_core.clock import Clock
 from goim_core.comet import SLICE, Comet, Pushing
 from goim_core.options import Options
-from goim_core.protocol import encode
+from goim_core.protocol import Op, encode
 from goim_core.queue import PushMsg, PushType, Queue
-from goim_core.wire import Packet
+from goim_core.wire import Packet, read_disconnect
 
 __all__ = ["Job"]
 
@@ -65,14 +65,14 @@ class Job:
     async def _receive(self, tasks: TaskGroup) -> None:
         while True:
             msg = await self._queue.receive()
-            if msg.type is PushType.BROADCAST and msg.speed:
-                # It may take minutes, and nothing else shall wait for it.
-                tasks.start_soon(self._send_paced, msg)
-                continue
             while self._pending >= PENDING_BYTES:
                 self._space = anyio.Event()
                 await self._space.wait()
             self._pending += MSG_BYTES + len(msg.msg)
+            if msg.type is PushType.BROADCAST and msg.speed:
+                # It may take minutes, and nothing else shall wait for it.
+                tasks.start_soon(self._send_paced, msg)
+                continue
             line = self._line(msg, tasks)
             line.waiting.append(msg)
             if not line.sending and (not line.lingers or len(line.waiting) >= self._batch):
@@ -116,9 +116,7 @@ class Job:
             taken = self._take(line)
             yield from self._push(taken)
             for msg in taken:
-                self._pending -= MSG_BYTES + len(msg.msg)
-                self._queue.acknowledge(msg)
-            self._space.set()
+                self._over(msg)
             if line.waiting:
                 yield 0.0
         del self._lines[line.name]
@@ -138,15 +136,28 @@ class Job:
         return taken
 
     def _push(self, msgs: list[PushMsg]) -> Pushing:
-        packet = Packet([encode(msg.operation, msg.msg) for msg in msgs])
         first = msgs[0]
+        if first.operation == Op.DISCONNECT_REPLY:
+            return self._disconnect(first)
+        if first.seqs:
+            return self._comet.push_inbox(first.keys, first.seqs, first.operation, first.msg)
+        packet = Packet([encode(msg.operation, msg.msg) for msg in msgs])
         if first.type is PushType.ROOM:
             return self._comet.push_room(first.room, packet)
         if first.type is PushType.BROADCAST:
             return self._comet.push_all(first.operation, packet, first.speed)
         return self._comet.push_keys(first.keys, first.operation, packet)
 
+    def _disconnect(self, msg: PushMsg) -> Pushing:
+        self._comet.disconnect(msg.keys, read_disconnect(msg.msg))
+        yield from ()
+
     async def _send_paced(self, msg: PushMsg) -> None:
         for delay in self._push([msg]):
             await self._clock.sleep(delay)
+        self._over(msg)
+
+    def _over(self, msg: PushMsg) -> None:
+        self._pending -= MSG_BYTES + len(msg.msg)
         self._queue.acknowledge(msg)
+        self._space.set()

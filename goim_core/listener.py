@@ -49,7 +49,6 @@ class Listener:
         self._accept = accept
         self._reactor = reactor
         self._deadlines = deadlines
-        self._paused = False
         reactor.add(sock, self)
 
     def on_readable(self) -> None:
@@ -77,13 +76,11 @@ class Listener:
 
     def on_turn(self) -> None:
         """Listen again after a pause."""
-        if self._paused and self.sock.fileno() >= 0:
-            self._paused = False
+        if self.sock.fileno() >= 0:
             self._reactor.watch(self.sock, read=True, write=False)
 
     def _pause(self, error: OSError) -> None:
         _log.warning("cannot accept connections for %s s: %s", PAUSE, error)
-        self._paused = True
         self._reactor.watch(self.sock, read=False, write=False)
         self._deadlines.watch(Timer(self._deadlines.clock.now() + PAUSE, self.on_turn))
 

@@ -1,175 +1,280 @@
-"""Logic: who may connect, where everyone is, and what becomes of a push or a client's message.
+"""Logic: who may connect, where everyone is, what may be done, and what becomes of a client's message.
 
-What clients cause is a flow (see flow.py), so that plain hooks cost no task; what the application
-calls is an ``async def``.
+What clients cause is a flow (see flow.py), so that plain hooks cost no task. What the application
+pushes is publisher.py's.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from typing import Any, cast
 
-import anyio.lowlevel
-from attrs import evolve
+from attrs import define, evolve
 
-from goim_core.comet import Comet
-from goim_core.errors import Disconnect, HookError
+from goim_core.clock import Clock
+from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused
 from goim_core.flow import Flow, settle
-from goim_core.hooks import (
-    AuthHook,
-    AuthRequest,
-    MaybeAwaitable,
-    MessageHook,
-    Session,
-    SessionHook,
-    check_key,
-    check_room_id,
-)
-from goim_core.protocol import INT32_MAX, Frame, encode, pushable
-from goim_core.queue import PushMsg, PushType, Queue
-from goim_core.registry import Registry, Routes
+from goim_core.hooks import AuthHook, MessageHook, RoomHook, SessionHook
+from goim_core.protocol import INT32_MAX, Frame, encode
+from goim_core.publisher import Publisher
+from goim_core.registry import Registry
+from goim_core.session import AuthRequest, Session, check_key
+from goim_core.storage import StorageHook, Stored
 
-__all__ = ["Logic"]
+__all__ = ["Hooks", "Logic"]
 
-T = TypeVar("T")
+PAGE = 100
+"""How many stored messages are read at once."""
+PAGE_BYTES = 1 << 16
+"""How many bytes of them: what the storage holds in memory for one connection."""
+
+
+@define
+class Hooks:
+    """The application's part of a server."""
+
+    auth: AuthHook
+    rooms: RoomHook
+    sessions: SessionHook
+    messages: MessageHook
+    storage: StorageHook | None = None
 
 
 class Logic:
-    """The business of one server named ``name``, between comet, the hooks, the registry and the queue."""
+    """The business of one server named ``name``, between comet, the hooks and the registry."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        comet: Comet,
-        registry: Registry,
-        queue: Queue,
-        auth: AuthHook,
-        sessions: SessionHook,
-        messages: MessageHook,
+        self, name: str, *, hooks: Hooks, registry: Registry, publisher: Publisher, clock: Clock
     ) -> None:
         self.name = name
-        self._comet = comet
+        self._hooks = hooks
         self._registry = registry
-        self._queue = queue
-        self._auth = auth
-        self._sessions = sessions
-        self._messages = messages
-        self.beats = _overrides(sessions, "heartbeat", SessionHook) or _overrides(registry, "renew", Registry)
+        self._publisher = publisher
+        self._clock = clock
+        self.stores = hooks.storage is not None
+        """Whether users have an inbox."""
+        self.beats = (
+            self.stores
+            or _overrides(hooks.sessions, "heartbeat", SessionHook)
+            or _overrides(registry, "renew", Registry)
+        )
         """Whether a heartbeat concerns anyone; where not, none is told."""
 
+    # A connection's life.
+
     def connect(self, request: AuthRequest) -> Flow[Session]:
-        """Authenticate, name the connection, and register where it is."""
-        session = yield from settle(self._auth.authenticate(request))
-        if not isinstance(session, Session):
-            raise _wrong(self._auth.authenticate, "a Session", session)
+        """Authenticate, name the connection, see that it may come in, and register where it is."""
+        session = yield from self._authenticated(request)
         key = session.key
-        if not key:
-            key = yield from settle(self._sessions.make_key(session))
+        if key:
+            yield from settle(self._hooks.sessions.check_key(session))
+        else:
+            key = yield from settle(self._hooks.sessions.make_key(session))
             if not isinstance(key, str):
-                raise _wrong(self._sessions.make_key, "a str", key)
-        session = evolve(session, key=check_key(key), server=self.name)
-        yield from settle(self._registry.add(session))
+                raise _wrong(self._hooks.sessions.make_key, "a str", key)
+        device = session.device or session.platform
+        session = evolve(session, key=check_key(key), device=device, server=self.name, joined=frozenset())
+        if session.room_id:
+            yield from self.may_enter(session, session.room_id)
+        policy = self._hooks.sessions.logins
+        if policy.at_most is None or policy.replace:
+            yield from settle(self._registry.add(session))
+        else:
+            yield from self._add_as_one_of(policy.at_most, session)
         return session
+
+    def _authenticated(self, request: AuthRequest) -> Flow[Session]:
+        session = yield from settle(self._hooks.auth.authenticate(request))
+        if not isinstance(session, Session):
+            raise _wrong(self._hooks.auth.authenticate, "a Session", session)
+        return session
+
+    def _add_as_one_of(self, at_most: int, session: Session) -> Flow[None]:
+        why = Disconnect("this user is connected elsewhere", CloseCode.TOO_MANY_LOGINS)
+        others = [other for other in (yield from self._logins(session)) if other.key != session.key]
+        if len(others) >= at_most:
+            raise why
+        yield from settle(self._registry.add(session))
+        added = False
+        try:
+            # Others may have come at the same time: the first of them stay.
+            logins = yield from self._logins(session)
+            added = session.key in [other.key for other in logins[:at_most]]
+            if not added:
+                raise why
+        finally:
+            if not added:
+                yield from self.withdraw(session)
+
+    def _logins(self, session: Session) -> Flow[list[Session]]:
+        """The user's connections that count together with ``session``, oldest first."""
+        found = yield from settle(self._registry.mids([session.mid]))
+        each_platform = self._hooks.sessions.logins.each_platform
+        return [other for other in found if not each_platform or other.platform == session.platform]
 
     def withdraw(self, session: Session) -> Flow[None]:
         """Undo :meth:`connect` for a connection that was gone before it was let in."""
         yield from settle(self._registry.remove(session))
 
     def connected(self, session: Session) -> Flow[None]:
-        """Tell the session hook that ``session`` is let in."""
-        yield from settle(self._sessions.connected(session))
+        """Tell the hooks that ``session`` is let in, and make room for it under the login policy."""
+        told = False
+        try:
+            yield from settle(self._hooks.sessions.connected(session))
+            told = True
+        finally:
+            if not told:
+                session.room_id = ""  # nobody heard that it entered, so nobody shall hear that it left
+        yield from self.moved(session, frozenset(), session.rooms)
+        at_most = self._hooks.sessions.logins.at_most
+        if at_most is not None:
+            # The older ones only: of two that come at the same time, the second stays.
+            logins = yield from self._logins(session)
+            older = list(takewhile(lambda other: other.key != session.key, logins))
+            if len(older) >= at_most:
+                why = Disconnect("this user has connected elsewhere", CloseCode.TOO_MANY_LOGINS)
+                yield self._publisher.disconnect_sessions(older[: len(older) + 1 - at_most], why)
 
-    def disconnected(self, session: Session, why: Disconnect) -> Flow[None]:
-        """Forget where ``session`` was, and tell the session hook."""
-        yield from settle(self._registry.remove(session))
-        yield from settle(self._sessions.disconnected(session, why))
+    def disconnected(self, session: Session, why: Disconnect, written: int) -> Iterator[Flow[None]]:
+        """Forget where ``session`` was, and tell the hooks: to be run one after the other, each surely.
 
-    def heartbeat(self, session: Session) -> Flow[None]:
-        """Renew the route of ``session``, and tell the session hook."""
+        ``written`` as in :meth:`written`.
+        """
+        yield self.withdraw(session)
+        if self.stores:
+            yield self.written(session, written)
+            yield self._saw(session)
+        for room_id in sorted(session.rooms):
+            yield self._left(session, room_id)
+        yield self._disconnected(session, why)
+
+    def _saw(self, session: Session) -> Flow[None]:
+        if not (yield from settle(self._registry.mids([session.mid]))):
+            yield from settle(self._storage().saw(session.mid, self._clock.time()))
+
+    def _disconnected(self, session: Session, why: Disconnect) -> Flow[None]:
+        yield from settle(self._hooks.sessions.disconnected(session, why))
+
+    def heartbeat(self, session: Session, written: int) -> Flow[None]:
+        """Renew the route of ``session``, and tell the session hook. ``written`` as in :meth:`written`."""
         yield from settle(self._registry.renew(session))
-        yield from settle(self._sessions.heartbeat(session))
+        yield from self.written(session, written)
+        yield from settle(self._hooks.sessions.heartbeat(session))
+
+    def refresh(self, session: Session, request: AuthRequest) -> Flow[None]:
+        """Let ``session`` go on with a new token of the same user."""
+        try:
+            renewed = yield from self._authenticated(request)
+        except Disconnect as turned_away:
+            raise Refused(turned_away.reason) from None
+        if renewed.mid != session.mid:
+            raise Refused("token: it is another user's")
+        session.expires, session.data = renewed.expires, renewed.data
+
+    # Rooms.
+
+    def may_enter(self, session: Session, room_id: str) -> Flow[None]:
+        """Raise :class:`~goim_core.errors.Refused` where ``session`` may not be in the room."""
+        allowed = yield from settle(self._hooks.rooms.may_enter(session, room_id))
+        if not isinstance(allowed, bool):
+            raise _wrong(self._hooks.rooms.may_enter, "True or False", allowed)
+        if not allowed:
+            raise Refused(f"room_id: {room_id} is not open to this user")
+
+    def moved(self, session: Session, before: frozenset[str], after: frozenset[str]) -> Flow[None]:
+        """Tell the room hook which rooms ``session`` has left and entered."""
+        try:
+            for room_id in before - after:  # one at most
+                yield from self._left(session, room_id)
+        finally:
+            # Whatever becomes of that: it will hear that this one is left.
+            for room_id in after - before:
+                yield from settle(self._hooks.rooms.entered(session, room_id))
+
+    def _left(self, session: Session, room_id: str) -> Flow[None]:
+        yield from settle(self._hooks.rooms.left(session, room_id))
+
+    # Messages.
 
     def receive(self, session: Session, frame: Frame) -> Flow[bytes]:
         """Ask the message hook; returns the bytes of the reply."""
-        reply = yield from settle(self._messages.receive(session, frame))
+        reply = yield from settle(self._hooks.messages.receive(session, frame))
         if reply is None:
             return encode(frame.op, b"", frame.seq, frame.ver)
         if isinstance(reply, bytes):
             return encode(frame.op, reply, frame.seq, frame.ver)
         if isinstance(reply, Frame):
             return reply.encode()
-        raise _wrong(self._messages.receive, "None, bytes or a Frame", reply)
+        raise _wrong(self._hooks.messages.receive, "None, bytes or a Frame", reply)
 
-    async def push_keys(self, keys: Iterable[str], op: int, body: bytes, *, nowait: bool = False) -> None:
-        """See :meth:`goim_core.hooks.Pusher.push_keys`."""
-        _check_push(op, body)
-        await self._publish(await _settled(self._registry.keys(_many(keys, str, "keys"))), op, body, nowait)
+    # The inbox.
 
-    async def push_mids(self, mids: Iterable[int], op: int, body: bytes, *, nowait: bool = False) -> None:
-        """See :meth:`goim_core.hooks.Pusher.push_mids`."""
-        _check_push(op, body)
-        await self._publish(await _settled(self._registry.mids(_many(mids, int, "mids"))), op, body, nowait)
+    def cursor(self, session: Session) -> Flow[int]:
+        """The last number that the session's device has acknowledged."""
+        storage = self._storage()
+        return _number(storage.cursor, (yield from settle(storage.cursor(session.mid, session.device))))
 
-    async def push_room(self, room_id: str, op: int, body: bytes, *, nowait: bool = False) -> None:
-        """See :meth:`goim_core.hooks.Pusher.push_room`."""
-        _check_push(op, body)
-        msg = PushMsg(PushType.ROOM, op, body, room=check_room_id(room_id))
-        await self._queue.publish(msg, nowait=nowait)
+    def after(self, session: Session, seq: int, limit: int = PAGE) -> Flow[Sequence[Stored]]:
+        """The next page of the user's inbox."""
+        storage = self._storage()
+        page = yield from settle(storage.after(session.mid, seq, limit, PAGE_BYTES))
+        return _page(storage.after, page, seq)
 
-    async def push_all(self, op: int, body: bytes, *, speed: int = 0, nowait: bool = False) -> None:
-        """See :meth:`goim_core.hooks.Pusher.push_all`."""
-        _check_push(op, body)
-        if isinstance(speed, bool) or not isinstance(speed, int) or not 0 <= speed <= INT32_MAX:
-            raise ValueError(f"speed: expected connections a second, 0 or more, got {speed!r}")
-        await self._queue.publish(PushMsg(PushType.BROADCAST, op, body, speed=speed), nowait=nowait)
+    def acknowledge(self, session: Session, seq: int) -> Flow[int]:
+        """Move the cursor of the session's device; where it is now."""
+        storage = self._storage()
+        moved = yield from settle(storage.acknowledge(session.mid, session.device, seq))
+        cursor = _number(storage.acknowledge, moved)
+        if seq > cursor:
+            raise Refused(f"ack: {seq} is beyond the last message that was stored", ErrorCode.BAD_REQUEST)
+        return cursor
 
-    async def _publish(self, routes: Routes, op: int, body: bytes, nowait: bool) -> None:
-        if not routes:
-            # Who pushes to many users that are offline, one by one, would never let anyone else run.
-            await anyio.lowlevel.checkpoint()
-        for server, keys in routes.items():
-            msg = PushMsg(PushType.PUSH, op, body, server=server, keys=tuple(keys))
-            await self._queue.publish(msg, nowait=nowait)
+    def written(self, session: Session, seq: int) -> Flow[None]:
+        """A client that does not acknowledge was written the messages up to ``seq`` (0: nothing new)."""
+        if seq and self._hooks.storage is not None:
+            yield from settle(self._hooks.storage.acknowledge(session.mid, session.device, seq))
 
-    def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
-        """The rooms ``kind://id`` with the most connections: id and count, largest first."""
-        return self._comet.online_top(kind, limit)
+    def last_seen(self, session: Session, mids: Iterable[int]) -> Flow[dict[int, tuple[bool, float | None]]]:
+        """Of each user whether they are online, and when their last connection ended."""
+        asked = list(mids)
+        for mid in asked:
+            if (yield from settle(self._hooks.sessions.may_see(session, mid))) is not True:
+                raise Refused(f"user {mid}: not for this user to ask about")
+        seen = yield from settle(self._storage().last_seen(asked))
+        online = {other.mid for other in (yield from settle(self._registry.mids(asked)))}
+        return {mid: (mid in online, seen.get(mid)) for mid in asked}
 
-    def online_rooms(self, room_ids: Iterable[str]) -> dict[str, int]:
-        """How many connections are in each of these rooms."""
-        return {room_id: self._comet.online(room_id) for room_id in room_ids}
+    def _storage(self) -> StorageHook:
+        if self._hooks.storage is None:
+            raise Refused("this server keeps no inbox", ErrorCode.NOT_FOUND)
+        return self._hooks.storage
 
-    def online_total(self) -> tuple[int, int]:
-        """How many addresses, and how many connections."""
-        return len(self._comet.addresses), len(self._comet.buckets)
+
+def _number(method: Any, value: object) -> int:
+    if type(value) is not int or not 0 <= value <= INT32_MAX:
+        raise _wrong(method, "a number of the inbox, 0 or more", value)
+    return value
+
+
+def _page(method: Any, page: Any, seq: int) -> Sequence[Stored]:
+    """``page``, which has to lead on from ``seq``: one that did not would be sent for ever."""
+    last = seq
+    for message in page if isinstance(page, Sequence) else (None,):
+        if not (isinstance(message, Stored) and _fits(message) and last < message.seq):
+            raise _wrong(method, f"Stored messages behind number {seq}, in order", page)
+        last = message.seq
+    return cast("Sequence[Stored]", page)
+
+
+def _fits(message: Stored) -> bool:
+    numbers = isinstance(message.seq, int) and isinstance(message.op, int)
+    return numbers and max(message.seq, message.op) <= INT32_MAX and isinstance(message.body, bytes)
 
 
 def _overrides(instance: object, name: str, base: type) -> bool:
     return getattr(type(instance), name) is not getattr(base, name)
 
 
-async def _settled(value: MaybeAwaitable[T]) -> T:
-    return cast("T", await value if inspect.isawaitable(value) else value)
-
-
 def _wrong(method: Any, allowed: str, value: object) -> HookError:
     return HookError(f"{method.__qualname__} may return {allowed}; it returned {type(value).__name__}")
-
-
-def _check_push(op: int, body: bytes) -> None:
-    if isinstance(op, bool) or not isinstance(op, int) or not pushable(op):
-        raise ValueError(f"op: expected an int32 of 64 or more, or 4, 5; got {op!r}")
-    if not isinstance(body, bytes):
-        raise ValueError(f"body: expected bytes, got {type(body).__name__}")
-
-
-def _many(values: Iterable[T], kind: type[T], name: str) -> list[T]:
-    if isinstance(values, str | bytes):
-        raise ValueError(f"{name}: expected several {kind.__name__}, got {values!r:.80}")
-    found = list(values)
-    for value in found:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{name}: expected {kind.__name__}, got {value!r:.80}")
-    return found

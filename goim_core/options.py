@@ -81,6 +81,14 @@ class Options:
     """How long a closed connection may take to read the reason and close its side."""
     hook_timeout: float = _seconds(30.0)
     """For one exchange with the application's async hooks."""
+    refresh_notice: float = _seconds(30.0)
+    """How long before its token runs out a client is asked for a new one."""
+    max_rooms: int = _int(100, 0)
+    """How many rooms a connection may join, beside the one that it changes to."""
+    rate: float = _seconds(0.0, 0)
+    """How many frames a second a connection may send, heartbeats apart; 0 is any number."""
+    rate_burst: int = _int(100, 1)
+    """How many it may send at once, after it has sent none for a while."""
     max_hooks: int = _int(1000, 1)
     """How many exchanges may be with async hooks at a time; others wait their turn."""
     drain: float = _seconds(5.0)

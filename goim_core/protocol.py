@@ -67,6 +67,26 @@ class Op(IntEnum):
     UNSUB = 16
     UNSUB_REPLY = 17
     ERROR = 18
+    ACK = 20
+    ACK_REPLY = 21
+    SYNC = 22
+    SYNC_REPLY = 23
+    JOIN = 24
+    JOIN_REPLY = 25
+    LEAVE = 26
+    LEAVE_REPLY = 27
+    MEMBERS = 28
+    MEMBERS_REPLY = 29
+    WATCH = 30
+    WATCH_REPLY = 31
+    UNWATCH = 32
+    UNWATCH_REPLY = 33
+    PRESENCE = 34
+    LAST_SEEN = 36
+    LAST_SEEN_REPLY = 37
+    REFRESH = 38
+    REFRESH_REPLY = 39
+    EXPIRING = 40
 
 
 EXTENSION_OPS = range(18, 64)

@@ -32,8 +32,9 @@ class PushMsg:
     """One push on its way from logic to job.
 
     ``operation`` the op that clients see; ``msg`` the body; ``server`` and ``keys`` of a PUSH: the node
-    that holds these connections; ``room`` of a ROOM: ``type://id``; ``speed`` of a BROADCAST:
-    connections a second, 0 at once.
+    that holds these connections; ``seqs`` of a PUSH to users: the number of the message in the inbox
+    behind each of ``keys``, 0 where it is not stored; ``room`` of a ROOM: ``type://id``; ``speed`` of a
+    BROADCAST: connections a second, 0 at once.
     """
 
     type: PushType
@@ -42,6 +43,7 @@ class PushMsg:
     server: str = ""
     room: str = ""
     keys: tuple[str, ...] = ()
+    seqs: tuple[int, ...] = ()
     speed: int = 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from goim_core.hooks import MaybeAwaitable, Session
+from goim_core.session import MaybeAwaitable, Session
 
 __all__ = ["MemoryRegistry", "Registry", "Routes"]
 
@@ -39,8 +39,11 @@ class Registry(ABC):
         """Where these connections are; an unknown key is left out."""
 
     @abstractmethod
-    def mids(self, mids: Iterable[int]) -> MaybeAwaitable[Routes]:
-        """Where all the connections of these users are; an unknown user is left out."""
+    def mids(self, mids: Iterable[int]) -> MaybeAwaitable[list[Session]]:
+        """All connections of these users, each user's oldest first; an unknown user is left out.
+
+        Of each session ``mid``, ``key``, ``platform`` and ``server`` are filled in.
+        """
 
     async def aclose(self) -> None:
         """Let go of connections. By default there are none."""
@@ -82,9 +85,9 @@ class MemoryRegistry(Registry):
         """See :meth:`Registry.keys`."""
         return _by_server(self._by_key[key] for key in dict.fromkeys(keys) if key in self._by_key)
 
-    def mids(self, mids: Iterable[int]) -> Routes:
+    def mids(self, mids: Iterable[int]) -> list[Session]:
         """See :meth:`Registry.mids`."""
-        return _by_server(session for mid in dict.fromkeys(mids) for session in self._of(mid))
+        return [session for mid in dict.fromkeys(mids) for session in self._of(mid)]
 
     def _of(self, mid: int) -> tuple[Session, ...]:
         found = self._by_mid.get(mid, ())

@@ -25,8 +25,10 @@ __all__ = [
     "Packet",
     "TCPWire",
     "Wire",
+    "disconnect_body",
     "disconnect_frame",
     "encodable",
+    "read_disconnect",
     "websocket_binary",
 ]
 
@@ -137,11 +139,24 @@ class TCPWire(Decoder, Wire):
         return disconnect_frame(why)
 
 
+def disconnect_body(why: Disconnect) -> bytes:
+    """The body of an op-6 frame: JSON, ``{"code":1001,"message":"..."}``."""
+    said = {"code": why.code, "message": encodable(why.reason)}
+    return json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def disconnect_frame(why: Disconnect) -> bytes:
     """The op-6 frame that tells a client why its connection is closed."""
-    said = {"code": why.code, "message": encodable(why.reason)}
-    body = json.dumps(said, separators=(",", ":"), ensure_ascii=False)
-    return encode(Op.DISCONNECT_REPLY, body.encode())
+    return encode(Op.DISCONNECT_REPLY, disconnect_body(why))
+
+
+def read_disconnect(body: bytes) -> Disconnect:
+    """What an op-6 body says; goim leaves it to the application, so any bytes are a reason."""
+    try:
+        said = json.loads(body)
+        return Disconnect(str(said["message"]), int(said["code"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Disconnect(body.decode(errors="replace"))
 
 
 def encodable(text: str) -> str:

@@ -6,9 +6,9 @@ from attrs import Factory, define, field
 
 from goim_core.channel import NOBODY, Channel, Counters
 from goim_core.errors import Disconnect
-from goim_core.hooks import Session
 from goim_core.options import Options
 from goim_core.protocol import Frame, split
+from goim_core.session import Session
 from goim_core.wire import TCP
 
 __all__ = ["Link"]

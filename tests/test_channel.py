@@ -195,14 +195,14 @@ def test_a_client_that_does_not_read_its_replies_is_disconnected(policy: OutboxP
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_farewell_waits_even_where_the_outbox_is_full(policy: OutboxPolicy) -> None:
     link = blocked(outbox_packets=1, outbox_bytes=1024, outbox_policy=policy)
-    link.channel.farewell(encode(Op.DISCONNECT_REPLY, bytes(2000)))
+    link.channel.append(encode(Op.DISCONNECT_REPLY, bytes(2000)))
     assert not link.closed
     assert flushed(link) == [b"first", bytes(2000)]
 
 
 def test_a_farewell_is_sent_at_once_where_nothing_waits() -> None:
     link = Link()
-    link.channel.farewell(encode(Op.DISCONNECT_REPLY))
+    link.channel.append(encode(Op.DISCONNECT_REPLY))
     assert link.taken == encode(Op.DISCONNECT_REPLY)
 
 
@@ -347,9 +347,11 @@ class Streams(RuleBasedStateMachine):
             self.entries.append((data, count))
         elif self.policy is OutboxPolicy.DROP_OLDEST:
             dropped = self.oldest(len(data))
-            self.drops += dropped or count
-            if dropped:
+            if dropped and not self.full(len(data)):
                 self.entries.append((data, count))
+            else:
+                dropped += count
+            self.drops += dropped
         else:
             self.drops += count
         self.channel.push(push)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from goim_core.clock import Deadlines, SystemClock, Timed, Timer
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 
 TICK = 0.25
 

@@ -1,25 +1,25 @@
-"""Comet with its rooms and buckets: who gets a push, what each frame is answered, who is counted."""
+"""Comet with its rooms and buckets: who gets a push, and who is counted."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from zlib import crc32
 
 import pytest
+from attrs import define, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from goim_core import comet as comet_module
 from goim_core.bucket import Bucket, Buckets
-from goim_core.comet import MAX_ACCEPTS, PACE, Comet, Pushing
-from goim_core.errors import ErrorCode, Refused
-from goim_core.hooks import Session
-from goim_core.protocol import INT32_MAX, Frame, Op, encode
+from goim_core.comet import PACE, Comet, Pushing
+from goim_core.errors import Disconnect
+from goim_core.protocol import encode, split
 from goim_core.room import Room
-from goim_core.wire import Packet
+from goim_core.session import Session
+from goim_core.wire import TCP, Packet
 from tests.links import Link
 
 ROOM = "live://1000"
@@ -121,135 +121,69 @@ def test_addresses_count_connections() -> None:
     assert comet.addresses == {}
 
 
-# What a frame is answered.
+# Rooms.
 
 
-def answer(comet: Comet, link: Link, op: int, body: bytes = b"") -> bytes | None:
-    return comet.answer(link.channel, Frame(op, body, seq=7, ver=3))
-
-
-def test_a_heartbeat_is_answered_with_the_rooms_count() -> None:
-    comet = Comet()
-    link, alone = joined(comet, "a", ROOM), joined(comet, "c")
-    joined(comet, "b", ROOM)
-    assert answer(comet, link, Op.HEARTBEAT) == encode(3, b"\0\0\0\2", 7, 3)
-    assert answer(comet, alone, Op.HEARTBEAT) == encode(3, b"\0\0\0\0", 7, 3)
-
-
-def test_change_room_echoes_the_body_and_moves_the_channel() -> None:
+def test_changing_rooms_moves_the_channel() -> None:
     comet = Comet()
     link = joined(comet, "a", ROOM)
-    assert answer(comet, link, Op.CHANGE_ROOM, OTHER.encode()) == encode(13, OTHER.encode(), 7, 3)
+    comet.change_room(link.channel, OTHER)
     assert (comet.online(ROOM), comet.online(OTHER)) == (0, 1)
-    assert link.session.room_id == OTHER
-    assert answer(comet, link, Op.CHANGE_ROOM) == encode(13, b"", 7, 3)
+    assert (link.session.room_id, link.session.rooms) == (OTHER, {OTHER})
+    comet.change_room(link.channel, "")
     assert comet.rooms == {}
-    assert link.session.room_id == ""
+    assert (link.session.room_id, link.session.rooms) == ("", frozenset())
 
 
-def test_subscriptions_add_and_take_away() -> None:
-    comet = Comet()
-    link = joined(comet, "a", accepts=(1,))
-    assert answer(comet, link, Op.SUB, b"1000,1001") == encode(15, b"1000,1001", 7, 3)
-    assert link.channel.accepts == {1, 1000, 1001}
-    assert answer(comet, link, Op.UNSUB, b"1000,5") == encode(17, b"1000,5", 7, 3)
-    assert link.channel.accepts == {1, 1001}
-    assert answer(comet, link, Op.SUB, b"%d" % INT32_MAX) is not None
-    assert link.session.accepts == {1}, "what the token asked for stays as it was"
-
-
-def test_subscriptions_have_a_limit() -> None:
-    comet = Comet()
-    link = joined(comet, "a", accepts=(1,))
-    most = b",".join(b"%d" % op for op in range(1, MAX_ACCEPTS + 1))
-    assert answer(comet, link, Op.SUB, most) is not None
-    with pytest.raises(Refused) as refused:
-        answer(comet, link, Op.SUB, b"5,5000")
-    assert refused.value.code == ErrorCode.TOO_MANY
-    assert len(link.channel.accepts) == MAX_ACCEPTS
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b",", b"1000,", b"-1", b"+1", b" 1", b"1_0", b"0x1", b"1.0", b"2147483648", b"\xd9\xa3", b"0" * 11],
-)
-def test_subscriptions_that_are_no_list_of_int32_change_nothing(body: bytes) -> None:
-    comet = Comet()
-    link = joined(comet, "a", accepts=(1,))
-    for op in (Op.SUB, Op.UNSUB):
-        with pytest.raises(Refused, match=r"^operations: ") as refused:
-            answer(comet, link, op, body)
-        assert refused.value.code == ErrorCode.BAD_REQUEST
-    assert link.channel.accepts == {1}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"live", b"://", b"live://", b"://1", b"live:/1", b"\xff\xfe", b"live://" + bytes(300), b"live://\n"],
-)
-def test_a_bad_room_id_changes_nothing(body: bytes) -> None:
+def test_one_connection_is_in_several_rooms() -> None:
     comet = Comet()
     link = joined(comet, "a", ROOM)
-    with pytest.raises(Refused, match=r"^room_id: ") as refused:
-        answer(comet, link, Op.CHANGE_ROOM, body)
-    assert refused.value.code == ErrorCode.BAD_REQUEST
-    assert comet.online(ROOM) == 1
+    for room_id in (OTHER, "live://3"):
+        comet.join(link.channel, room_id)
+    assert link.session.rooms == {ROOM, OTHER, "live://3"}
+    assert link.session.joined == {OTHER, "live://3"}
+    for room_id in (ROOM, OTHER, "live://3"):
+        run(comet.push_room(room_id, packet(room_id.encode())))
+    assert link.bodies() == [ROOM.encode(), OTHER.encode(), b"live://3"]
+    comet.leave(link.channel, OTHER)
+    assert OTHER not in comet.rooms
+    comet.remove(link.channel)
+    assert comet.rooms == {}
+    assert link.session.rooms == {ROOM, "live://3"}, "who hears of the end may want to tell those who stay"
 
 
-@pytest.mark.parametrize("op", [0, 1, 9, 10, 11, 18, 63])
-def test_operations_that_are_not_for_clients_are_refused(op: int) -> None:
-    comet = Comet()
-    with pytest.raises(Refused, match=f"operation {op} ") as refused:
-        answer(comet, joined(comet, "a"), op)
-    assert refused.value.code == ErrorCode.BAD_REQUEST
-
-
-def test_a_second_auth_is_refused() -> None:
-    comet = Comet()
-    with pytest.raises(Refused, match="authenticated already") as refused:
-        answer(comet, joined(comet, "a"), Op.AUTH)
-    assert refused.value.code == ErrorCode.CONFLICT
-
-
-@pytest.mark.parametrize("op", [4, 3, 17, 64, 1000, INT32_MAX, -1, -(2**31)])
-def test_all_other_operations_are_the_message_hooks(op: int) -> None:
-    comet = Comet()
-    assert answer(comet, joined(comet, "a"), op) is None
-
-
-@pytest.mark.parametrize(
-    ("op", "reply"),
-    [
-        (Op.CHANGE_ROOM, encode(13, ROOM.encode(), 7, 3)),
-        (Op.SUB, encode(15, b"", 7, 3)),
-        (Op.UNSUB, encode(17, b"", 7, 3)),
-        (Op.AUTH, encode(7, b"", 7, 3)),
-        (1000, encode(1000, b"", 7, 3)),
-        (INT32_MAX, encode(INT32_MAX, b"", 7, 3)),
-    ],
-)
-def test_a_refusal_to_a_goim_client_claims_nothing(op: int, reply: bytes) -> None:
+def test_a_room_that_one_is_in_both_ways_is_one() -> None:
     comet = Comet()
     link = joined(comet, "a", ROOM)
-    frame = Frame(op, b"body", seq=7, ver=3)
-    assert comet.refusal(link.channel, frame, Refused("no")) == reply
+    comet.join(link.channel, ROOM)
+    run(comet.push_room(ROOM, packet()))
+    assert (comet.online(ROOM), link.bodies()) == (1, [b"push"])
+    comet.change_room(link.channel, OTHER)
+    assert (comet.online(ROOM), link.session.rooms) == (1, {ROOM, OTHER})
+    comet.change_room(link.channel, ROOM)  # onto the joined one, and out of it by the other way
+    comet.leave(link.channel, ROOM)
+    assert (comet.online(ROOM), link.session.rooms) == (1, {ROOM})
+    comet.join(link.channel, ROOM)
+    comet.remove(link.channel)
+    assert comet.rooms == {}
 
 
-def test_a_refusal_of_a_room_to_a_client_in_none() -> None:
+def test_members_come_in_their_order_and_in_pages() -> None:
     comet = Comet()
-    frame = Frame(Op.CHANGE_ROOM, b"body", seq=7, ver=3)
-    assert comet.refusal(joined(comet, "a").channel, frame, Refused("no")) == encode(13, b"", 7, 3)
+    links = [joined(comet, f"a{i}", ROOM) for i in range(5)]
+    joined(comet, "b", OTHER)
+    sessions = [link.session for link in links]
+    assert comet.members(ROOM, 0, 10) == sessions
+    assert comet.members(ROOM, 1, 2) == sessions[1:3]
+    assert comet.members(ROOM, 5, 2) == comet.members("live://none", 0, 10) == []
 
 
-def test_a_refusal_to_a_client_that_accepts_errors_says_why() -> None:
+def test_disconnecting_tells_those_who_are_here() -> None:
     comet = Comet()
-    link = joined(comet, "a", accepts=(Op.ERROR,))
-    frame = Frame(1000, b"body", seq=7, ver=3)
-    reply = comet.refusal(
-        link.channel, frame, Refused("n\N{LATIN SMALL LETTER O WITH DIAERESIS} \ud800", 404)
-    )
-    assert reply[:16] == encode(Op.ERROR, reply[16:], 7, 3)[:16]
-    assert json.loads(reply[16:]) == {"op": 1000, "code": 404, "message": "n\u00f6 ?"}
+    links = [joined(comet, f"a{i}") for i in range(3)]
+    why = Disconnect("out", 4321)
+    comet.disconnect(["a0", "unknown", "a2"], why)
+    assert [link.closed for link in links] == [[why], [], [why]]
 
 
 # Pushes.
@@ -327,7 +261,7 @@ def test_who_leaves_during_a_broadcast_gets_no_more_of_it(tiny_slices: None, spe
     next(pushing)
     comet.remove(links[1].channel)
     replacing = joined(comet, "a2")
-    answer(comet, links[3], Op.UNSUB, b"1000")
+    comet.accept(links[3].channel, frozenset())
     run(pushing)
     assert [link.bodies() for link in links] == [[b"push"], [], [], []]
     assert replacing.bodies() == []
@@ -342,6 +276,47 @@ def test_who_leaves_during_a_key_push_gets_no_more_of_it(tiny_slices: None) -> N
     comet.remove(links[1].channel)
     run(pushing)
     assert [link.bodies() for link in links] == [[b"push"], [], [b"push"]]
+
+
+@define
+class Feed:
+    """Writes down what it is fed."""
+
+    fed: list[tuple[int, int, bytes]] = field(factory=list)
+
+    def push(self, seq: int, op: int, packet: Packet) -> None:
+        frame = split(packet.forms[TCP])[0]
+        assert (frame.op, frame.seq) == (op, seq)
+        self.fed.append((seq, op, frame.body))
+
+    def go_on(self) -> None: ...
+
+    def written(self) -> int:
+        return 0
+
+    def close(self) -> int:
+        return 0
+
+
+def test_a_stored_message_goes_to_the_inboxes_with_its_number() -> None:
+    comet = Comet()
+    links = [joined(comet, key, accepts=(1000,) if key != "c" else ()) for key in "abc"]
+    feed = links[0].channel.inbox = Feed()
+    assert run(comet.push_inbox(["a", "b", "c", "gone"], [5, 6, 7, 8], 1000, b"m")) == []
+    assert feed.fed == [(5, 1000, b"m")]
+    assert links[0].bodies() == links[2].bodies() == []
+    assert [(frame.seq, frame.body) for frame in links[1].frames()] == [(6, b"m")]
+    assert comet.counters.deliveries == 1
+
+
+def test_a_stored_message_yields_between_slices(tiny_slices: None) -> None:
+    comet = Comet()
+    links = [joined(comet, f"a{i}", accepts=(1000,)) for i in range(3)]
+    pushing = comet.push_inbox(["a0", "a1", "a2"], [1, 1, 1], 1000, b"m")
+    next(pushing)
+    comet.remove(links[1].channel)
+    run(pushing)
+    assert [len(link.bodies()) for link in links] == [1, 0, 1]
 
 
 # Counts.
@@ -392,14 +367,20 @@ class Crowd(RuleBasedStateMachine):
         self.here: dict[str, Link] = {}
         self.gone: list[Link] = []
         self.rooms: dict[Link, str] = {}
+        """The room that each changed to."""
+        self.joined: dict[Link, set[str]] = {}
         self.accepts: dict[Link, frozenset[int]] = {}
         self.room_pushes: list[tuple[str, Pushed]] = []
         self.op_pushes: list[tuple[int, Pushed]] = []
         self.numbers = itertools.count()
 
-    def left_room(self, link: Link) -> None:
+    def all_rooms(self, link: Link) -> set[str]:
+        return {self.rooms.get(link, ""), *self.joined.get(link, ())} - {""}
+
+    def moved(self, link: Link, before: set[str]) -> None:
+        left = before - self.all_rooms(link)
         for room_id, push in self.room_pushes:
-            if room_id == self.rooms.get(link):
+            if room_id in left:
                 self.out_of(push, link)
 
     def left_op(self, link: Link, ops: frozenset[int]) -> None:
@@ -413,9 +394,10 @@ class Crowd(RuleBasedStateMachine):
             push.left[link] = link.bodies().count(push.body)
 
     def gone_away(self, link: Link) -> None:
-        self.left_room(link)
+        before = self.all_rooms(link)
         self.left_op(link, self.accepts[link])
-        del self.rooms[link], self.accepts[link]
+        del self.rooms[link], self.joined[link], self.accepts[link]
+        self.moved(link, before)
         self.gone.append(link)
 
     @rule(key=KEYS, room_id=ROOMS, accepts=OPS, address=st.sampled_from(["127.0.0.1", "::1"]))
@@ -426,7 +408,12 @@ class Crowd(RuleBasedStateMachine):
         if old is not None:
             self.gone_away(old)
         assert self.comet.put(link.channel) is (old.channel if old is not None else None)
-        self.here[key], self.rooms[link], self.accepts[link] = link, room_id, accepts
+        self.here[key], self.rooms[link], self.joined[link], self.accepts[link] = (
+            link,
+            room_id,
+            set(),
+            accepts,
+        )
 
     @rule(index=INDEX)
     def disconnect(self, index: int) -> None:
@@ -444,24 +431,38 @@ class Crowd(RuleBasedStateMachine):
     def change_room(self, key: str, room_id: str) -> None:
         if key in self.here:
             link = self.here[key]
-            self.left_room(link)
+            before = self.all_rooms(link)
             self.rooms[link] = room_id
-            frame = Frame(Op.CHANGE_ROOM, room_id.encode())
-            assert self.comet.answer(link.channel, frame) == encode(13, room_id.encode())
+            self.comet.change_room(link.channel, room_id)
+            self.moved(link, before)
+
+    @rule(key=KEYS, room_id=ROOMS, joins=st.booleans())
+    def join_or_leave(self, key: str, room_id: str, joins: bool) -> None:
+        if key in self.here and room_id:
+            link = self.here[key]
+            before = self.all_rooms(link)
+            if joins:
+                self.joined[link].add(room_id)
+                self.comet.join(link.channel, room_id)
+            elif room_id in self.joined[link]:
+                self.joined[link].remove(room_id)
+                self.comet.leave(link.channel, room_id)
+            self.moved(link, before)
 
     @rule(key=KEYS, op=st.sampled_from([1000, 1001]), on=st.booleans())
     def subscribe(self, key: str, op: int, on: bool) -> None:
         if key in self.here:
             link = self.here[key]
-            self.comet.answer(link.channel, Frame(Op.SUB if on else Op.UNSUB, b"%d" % op))
+            accepts = self.accepts[link] | {op} if on else self.accepts[link] - {op}
+            self.comet.accept(link.channel, accepts)
             if not on:
                 self.left_op(link, frozenset((op,)))
-            self.accepts[link] = self.accepts[link] | {op} if on else self.accepts[link] - {op}
+            self.accepts[link] = accepts
 
     @rule(room_id=ROOMS)
     def push_room(self, room_id: str) -> None:
         body = b"%d" % next(self.numbers)
-        to = {link for link, room in self.rooms.items() if room == room_id and room_id}
+        to = {link for link in self.rooms if room_id in self.all_rooms(link)}
         push = Pushed(body, self.comet.push_room(room_id, packet(body)), to)
         self.room_pushes.append((room_id, push))
         self.advance(push)
@@ -503,7 +504,7 @@ class Crowd(RuleBasedStateMachine):
                     assert count == push.left[link], "who is gone gets no more"
         for room_id, push in self.room_pushes:
             for link, count in push.left.items():
-                if self.rooms.get(link) != room_id:
+                if room_id not in self.all_rooms(link):
                     assert link.bodies().count(push.body) == count, "who is not in the room gets no more"
 
     @invariant()
@@ -514,14 +515,17 @@ class Crowd(RuleBasedStateMachine):
         }
         assert len(comet.buckets) == len(self.here)
         assert comet.addresses == Counter(link.address for link in self.here.values())
-        online = Counter(room_id for room_id in self.rooms.values() if room_id)
+        online = Counter(room_id for link in self.rooms for room_id in self.all_rooms(link))
         assert {room_id: comet.online(room_id) for room_id in comet.rooms} == online
         top = sorted(
             ((room_id[7:], count) for room_id, count in online.items() if room_id.startswith("live://")),
             key=lambda room: (-room[1], room[0]),
         )
         assert comet.online_top("live", 1) == top[:1]
-        assert all(link.session.room_id == room_id for link, room_id in self.rooms.items())
+        for link, room_id in self.rooms.items():
+            assert (link.session.room_id, link.session.joined) == (room_id, self.joined[link])
+            assert link.session.rooms == self.all_rooms(link)
+            assert {room.id for room in link.channel.rooms()} == self.all_rooms(link)
 
 
 def test_a_crowd_that_comes_and_goes_between_slices(tiny_slices: None) -> None:

@@ -27,7 +27,8 @@ import attrs
 import pytest
 
 from goim_core import Options, OutboxPolicy, Stats
-from goim_core.__main__ import _options, _parser, _read
+from goim_core.__main__ import parser as command_line
+from goim_core.settings import options_of, read_config
 from tests.e2e.processes import PATIENCE, ROOT, environment
 from tests.pages import FENCE, PAGES, TEXTS, Block, blocks, of
 from tests.test_laws import LAYERS
@@ -174,7 +175,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def test_every_option_of_the_command_line_is_described() -> None:
-    for parser in parsers(_parser()):
+    for parser in parsers(command_line()):
         for option in (name for name in parser._option_string_actions if name.startswith("--")):
             assert option == "--help" or f"`{option}" in TEXTS["embedding.md"], f"{parser.prog} {option}"
 
@@ -183,4 +184,4 @@ def test_every_option_of_the_command_line_is_described() -> None:
 def test_a_configuration_is_one(block: Block, tmp_path: Path) -> None:
     config = tmp_path / "goim.toml"
     config.write_text(block.text, "utf-8")
-    _options(_read(config).get("options", {}))
+    options_of(read_config(config).get("options", {}))

@@ -23,7 +23,7 @@ from goim_core.errors import (
     Refused,
 )
 from goim_core.flow import Exchanges, Flow, settle
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
 

@@ -11,13 +11,13 @@ import pytest
 
 from goim_core import job as job_module
 from goim_core.comet import Comet, Pushing
-from goim_core.hooks import Session
 from goim_core.job import MSG_BYTES, PACKET_BYTES, Job
 from goim_core.options import Options
 from goim_core.protocol import split
 from goim_core.queue import MemoryQueue, PushMsg, PushType
+from goim_core.session import Session
+from goim_core.testing import ManualClock
 from goim_core.wire import TCP, Packet
-from tests.clocks import ManualClock
 from tests.links import Link
 
 pytestmark = pytest.mark.anyio
@@ -268,9 +268,9 @@ async def test_a_full_batch_does_not_linger() -> None:
         await run.clock.asleep(1.0)
         run.clock.advance(0.5)
         await run.publish(to_room(b"three"))
-        await until(lambda: len(run.clock._sleepers) == 2)
+        await until(lambda: run.clock.sleepers == 2)
         run.clock.advance(0.5)
-        await until(lambda: len(run.clock._sleepers) == 1)
+        await until(lambda: run.clock.sleepers == 1)
         assert len(comet.pushed) == 1
         run.clock.advance(0.5)
         await run.queue.drain()

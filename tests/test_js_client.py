@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent / "js" / "goim.test.mjs"
+TESTS = sorted((Path(__file__).parent / "js").glob("*.test.mjs"))
 LEAST = 20  # CustomEvent is global from 19 on, which was no long-term release
 
 
@@ -24,8 +24,9 @@ def _node() -> str:
     return node
 
 
-def test_the_javascript_client() -> None:
-    command = [_node(), "--test", "--test-reporter=tap", str(TESTS)]
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.name)
+def test_the_javascript_client(file: Path) -> None:
+    command = [_node(), "--test", "--test-reporter=tap", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^# pass [1-9]", done.stdout, re.MULTILINE), done.stdout

@@ -17,7 +17,7 @@ from goim_core.clock import Deadlines
 from goim_core.errors import ConfigurationError
 from goim_core.listener import ACCEPTS_A_TURN, PAUSE, Listener, bind, parse_address
 from goim_core.reactor import Reactor, Socket, Source
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 
 # Addresses.
 

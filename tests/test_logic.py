@@ -1,23 +1,23 @@
-"""Logic: what the hooks are asked, what they may answer, and where a push goes."""
+"""Logic: what the hooks are asked, what they may answer, and in which order they hear."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Any
 
-import anyio.lowlevel
 import pytest
 
-from goim_core.comet import Comet
-from goim_core.errors import CloseCode, Disconnect, HookError, QueueFull, Refused
-from goim_core.flow import Flow
-from goim_core.hooks import AuthHook, AuthRequest, MessageHook, OpenAuth, Session, SessionHook
+from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused
+from goim_core.hooks import AuthHook, MessageHook, SessionHook
 from goim_core.logic import Logic
+from goim_core.memory_storage import MemoryStorage
 from goim_core.protocol import Frame, encode
-from goim_core.queue import MemoryQueue, PushMsg, PushType
-from goim_core.registry import MemoryRegistry, Registry, Routes
-from tests.links import Link
+from goim_core.registry import MemoryRegistry, Registry
+from goim_core.session import AuthRequest, Session
+from goim_core.storage import Stored
+from goim_core.testing.clock import ManualClock
+from tests.logics import LaterRegistry, after_a_while, new_logic, plain, run
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +48,10 @@ class Sessions(SessionHook):
         self.heard.append(what)
         return after_a_while(None) if self.later else None
 
+    def check_key(self, session: Session) -> Any:
+        if session.key == "taken":
+            raise Refused("another's")
+
     def make_key(self, session: Session) -> Any:
         return after_a_while(self.key) if self.later else self.key
 
@@ -72,61 +76,10 @@ class Messages(MessageHook):
         return after_a_while(self.answer) if self.later else self.answer
 
 
-class LaterRegistry(Registry):
-    """The memory registry behind ``async def``, as a real one is."""
-
-    def __init__(self) -> None:
-        self.inner = MemoryRegistry()
-        self.renewed: list[Session] = []
-
-    async def add(self, session: Session) -> None:
-        self.inner.add(session)
-
-    async def remove(self, session: Session) -> bool:
-        return self.inner.remove(session)
-
-    async def renew(self, session: Session) -> None:
-        self.renewed.append(session)
-
-    async def keys(self, keys: Iterable[str]) -> Routes:
-        return self.inner.keys(keys)
-
-    async def mids(self, mids: Iterable[int]) -> Routes:
-        return self.inner.mids(mids)
-
-
-async def after_a_while(value: Any) -> Any:
-    await anyio.lowlevel.checkpoint()
-    return value
-
-
-async def run(flow: Flow[Any]) -> Any:
-    """Drive a flow as Exchanges does."""
-    try:
-        step = next(flow)
-        while True:
-            step = flow.send(await step)
-    except StopIteration as stop:
-        return stop.value
-
-
-def plain(flow: Flow[Any]) -> Any:
-    """The outcome of a flow that has nothing to await."""
-    with pytest.raises(StopIteration) as stop:
-        next(flow)
-    return stop.value.value
-
-
-def new_logic(**parts: Any) -> Logic:
-    given = {
-        "comet": Comet(),
-        "registry": MemoryRegistry(),
-        "queue": MemoryQueue(8),
-        "auth": OpenAuth(),
-        "sessions": SessionHook(),
-        "messages": MessageHook(),
-    }
-    return Logic("node-1", **{**given, **parts})
+async def end(logic: Logic, session: Session, written: int = 0) -> None:
+    """Every flow of the end, as Exchanges runs them."""
+    for flow in logic.disconnected(session, GONE, written):
+        await run(flow)
 
 
 # Connect.
@@ -137,7 +90,7 @@ async def test_connecting_registers_the_session_under_this_servers_name() -> Non
     session = plain(new_logic(registry=registry).connect(REQUEST))
     assert (session.mid, session.key, session.server) == (7, "k", "node-1")
     assert registry.keys(["k"]) == {"node-1": ["k"]}
-    assert registry.mids([7]) == {"node-1": ["k"]}
+    assert registry.mids([7]) == [session]
 
 
 async def test_the_applications_own_data_stays_with_the_session() -> None:
@@ -195,6 +148,27 @@ async def test_what_authenticate_raises_comes_out_and_registers_nothing(error: E
     assert len(registry) == 0
 
 
+async def test_a_key_that_the_session_names_is_checked() -> None:
+    registry = MemoryRegistry()
+    logic = new_logic(auth=Auth(Session(mid=1, key="taken")), sessions=Sessions(), registry=registry)
+    with pytest.raises(Refused, match="another's"):
+        plain(logic.connect(REQUEST))
+    assert len(registry) == 0
+
+
+async def test_a_key_that_is_made_is_not_checked() -> None:
+    logic = new_logic(auth=Auth(Session(mid=1)), sessions=Sessions("taken"))
+    assert plain(logic.connect(REQUEST)).key == "taken"
+
+
+async def test_the_server_fills_in_what_is_its_own() -> None:
+    given = Session(mid=1, key="k", platform="web", server="forged", joined=frozenset(("live://1",)))
+    session = plain(new_logic(auth=Auth(given)).connect(REQUEST))
+    assert (session.server, session.joined, session.device) == ("node-1", frozenset(), "web")
+    given = Session(mid=1, key="k", platform="web", device="phone-7")
+    assert plain(new_logic(auth=Auth(given)).connect(REQUEST)).device == "phone-7"
+
+
 async def test_withdrawing_undoes_connecting_and_tells_no_hook() -> None:
     registry, sessions = MemoryRegistry(), Sessions()
     logic = new_logic(registry=registry, sessions=sessions)
@@ -213,8 +187,8 @@ async def test_a_session_is_followed(later: bool) -> None:
     logic = new_logic(registry=registry, sessions=sessions)
     session = await run(logic.connect(REQUEST))
     await run(logic.connected(session))
-    await run(logic.heartbeat(session))
-    await run(logic.disconnected(session, GONE))
+    await run(logic.heartbeat(session, 0))
+    await end(logic, session)
     expected = [("connected", session), ("heartbeat", session), ("disconnected", session, GONE)]
     assert sessions.heard == expected
     assert len(registry.inner if later else registry) == 0
@@ -226,9 +200,9 @@ async def test_a_connection_that_was_replaced_leaves_its_successors_route() -> N
     registry = MemoryRegistry()
     logic = new_logic(registry=registry)
     old, new = plain(logic.connect(REQUEST)), plain(logic.connect(REQUEST))
-    plain(logic.disconnected(old, GONE))
+    await end(logic, old)
     assert registry.keys(["k"]) == {"node-1": ["k"]}
-    plain(logic.disconnected(new, GONE))
+    await end(logic, new)
     assert registry.keys(["k"]) == {}
 
 
@@ -237,6 +211,7 @@ async def test_a_heartbeat_is_passed_on_only_where_somebody_wants_it() -> None:
     assert not new_logic(registry=MemoryRegistry()).beats
     assert new_logic(sessions=Sessions()).beats
     assert new_logic(registry=LaterRegistry()).beats
+    assert new_logic(storage=MemoryStorage()).beats
 
 
 # Messages.
@@ -272,135 +247,151 @@ async def test_a_reply_that_does_not_fit_a_frame_is_an_error_of_the_hook() -> No
         plain(new_logic(messages=Messages(Frame(2**31))).receive(Session(mid=1), Frame(1000)))
 
 
-# Pushes.
+# A new token.
 
 
-async def published(push: Callable[[Logic], Any], *sessions: Session) -> list[PushMsg]:
-    queue, registry = MemoryQueue(8), MemoryRegistry()
-    for session in sessions:
-        registry.add(session)
-    await push(new_logic(queue=queue, registry=registry))
-    return [await queue.receive() for _ in range(queue.pending)]
-
-
-HERE = [Session(mid=1, key="a", server="node-1"), Session(mid=1, key="b", server="node-1")]
-THERE = [Session(mid=1, key="c", server="node-2"), Session(mid=2, key="d", server="node-2")]
-
-
-async def test_a_push_to_keys_goes_to_each_server_once() -> None:
-    msgs = await published(
-        lambda logic: logic.push_keys(["a", "d", "b", "x", "a"], 1000, b"p"), *HERE, *THERE
-    )
-    assert msgs == [
-        PushMsg(PushType.PUSH, 1000, b"p", server="node-1", keys=("a", "b")),
-        PushMsg(PushType.PUSH, 1000, b"p", server="node-2", keys=("d",)),
-    ]
-
-
-async def test_a_push_to_users_goes_to_all_their_connections() -> None:
-    msgs = await published(lambda logic: logic.push_mids([1, 5], 1000, b"p"), *HERE, *THERE)
-    assert msgs == [
-        PushMsg(PushType.PUSH, 1000, b"p", server="node-1", keys=("a", "b")),
-        PushMsg(PushType.PUSH, 1000, b"p", server="node-2", keys=("c",)),
-    ]
-
-
-async def test_a_push_to_nobody_is_none() -> None:
-    assert await published(lambda logic: logic.push_keys([], 1000, b"p")) == []
-    assert await published(lambda logic: logic.push_mids(iter([5]), 1000, b"p")) == []
-
-
-async def test_pushes_with_a_registry_that_takes_its_time() -> None:
-    registry, queue = LaterRegistry(), MemoryQueue(8)
-    registry.inner.add(HERE[0])
-    logic = new_logic(registry=registry, queue=queue)
-    await logic.push_keys(["a"], 1000, b"p")
-    await logic.push_mids([1], 1000, b"q")
-    assert [(await queue.receive()).keys for _ in range(2)] == [("a",), ("a",)]
-
-
-async def test_a_push_to_a_room_and_to_all() -> None:
-    assert await published(lambda logic: logic.push_room("live://1", 1000, b"p")) == [
-        PushMsg(PushType.ROOM, 1000, b"p", room="live://1")
-    ]
-    assert await published(lambda logic: logic.push_all(1000, b"p", speed=5)) == [
-        PushMsg(PushType.BROADCAST, 1000, b"p", speed=5)
-    ]
-
-
-async def push_each(logic: Logic, op: Any, body: Any, **nowait: bool) -> list[str]:
-    """What each of the four kinds of push says to ``op`` and ``body``."""
-    said = []
-    for push in (
-        logic.push_keys(["a"], op, body, **nowait),
-        logic.push_mids([1], op, body, **nowait),
-        logic.push_room("live://1", op, body, **nowait),
-        logic.push_all(op, body, **nowait),
-    ):
-        try:
-            await push
-        except (ValueError, QueueFull) as error:
-            said.append(str(error).partition(":")[0])
-    return said
-
-
-@pytest.mark.parametrize("op", [0, 9, 18, 63, -1, 2**31, True, None, "1000", 1000.0])
-async def test_an_op_that_is_not_for_a_push(op: Any) -> None:
-    queue = MemoryQueue(8)
-    assert await push_each(new_logic(queue=queue), op, b"") == ["op"] * 4
-    assert queue.pending == 0
-
-
-@pytest.mark.parametrize("body", ["text", None, bytearray(b"x"), 5])
-async def test_a_body_is_bytes(body: Any) -> None:
-    queue = MemoryQueue(8)
-    assert await push_each(new_logic(queue=queue), 1000, body) == ["body"] * 4
-    assert queue.pending == 0
-
-
-async def test_with_nowait_a_full_queue_says_so() -> None:
-    queue, registry = MemoryQueue(1), MemoryRegistry()
-    registry.add(HERE[0])
-    logic = new_logic(queue=queue, registry=registry)
-    await logic.push_all(1000, b"")
-    assert await push_each(logic, 1000, b"", nowait=True) == ["the push queue is full"] * 4
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_refresh_renews_what_the_token_says_of_time_and_data(later: bool) -> None:
+    session = Session(mid=7, key="k", room_id="live://1", expires=5.0, data="old")
+    logic = new_logic(auth=Auth(Session(mid=7, key="other", expires=9.0, data="new"), later))
+    await run(logic.refresh(session, REQUEST))
+    assert (session.expires, session.data) == (9.0, "new")
+    assert (session.key, session.room_id) == ("k", "live://1")
 
 
 @pytest.mark.parametrize(
-    ("name", "push"),
+    "answer",
+    [Session(mid=8, expires=9.0), Refused("no"), Disconnect("no"), None, RuntimeError("no")],
+    ids=repr,
+)
+async def test_a_refresh_that_fails_leaves_the_session_as_it_was(answer: Any) -> None:
+    class Answers(AuthHook):
+        def authenticate(self, request: AuthRequest) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    session = Session(mid=7, key="k", expires=5.0, data="old")
+    expected = (Refused, HookError, RuntimeError)  # never Disconnect: the old token is still good
+    with pytest.raises(expected):
+        plain(new_logic(auth=Answers()).refresh(session, REQUEST))
+    assert (session.expires, session.data) == (5.0, "old")
+
+
+# The inbox.
+
+
+async def test_without_a_storage_there_is_no_inbox() -> None:
+    logic, session = new_logic(), Session(mid=1, key="k")
+    assert not logic.stores
+    for flow in (logic.cursor(session), logic.after(session, 0), logic.acknowledge(session, 1)):
+        with pytest.raises(Refused) as refused:
+            plain(flow)
+        assert refused.value.code == ErrorCode.NOT_FOUND
+    plain(logic.written(session, 5))  # nothing to do, and nothing to complain about
+
+
+async def test_acknowledging_moves_the_cursor_of_the_device() -> None:
+    storage = MemoryStorage()
+    logic = new_logic(storage=storage)
+    phone, tablet = (Session(mid=1, key=name, device=name) for name in ("phone", "tablet"))
+    storage.append([1], 1000, b"one")
+    storage.append([1], 1000, b"two")
+    assert plain(logic.acknowledge(phone, 1)) == 1
+    assert plain(logic.acknowledge(phone, 0)) == 1, "it never moves back"
+    assert [plain(logic.cursor(session)) for session in (phone, tablet)] == [1, 0]
+    with pytest.raises(Refused, match="^ack: 3 ") as refused:
+        plain(logic.acknowledge(phone, 3))
+    assert refused.value.code == ErrorCode.BAD_REQUEST
+
+
+class Nonsense(MemoryStorage):
+    """Answers with what it was given."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def cursor(self, mid: int, device: str) -> Any:
+        return self.answer
+
+    def after(self, mid: int, seq: int, limit: int, size: int) -> Any:
+        return self.answer
+
+    def acknowledge(self, mid: int, device: str, seq: int) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [None, "1", -1, 1.5, True, 2**31])
+async def test_a_cursor_that_is_none_is_an_error_of_the_storage(answer: Any) -> None:
+    logic, session = new_logic(storage=Nonsense(answer)), Session(mid=1, key="k")
+    with pytest.raises(HookError, match=r"^Nonsense\.cursor may return "):
+        plain(logic.cursor(session))
+    with pytest.raises(HookError, match=r"^Nonsense\.acknowledge may return "):
+        plain(logic.acknowledge(session, 1))
+
+
+@pytest.mark.parametrize(
+    "answer",
     [
-        ("keys", lambda logic: logic.push_keys("abc", 1000, b"")),
-        ("keys", lambda logic: logic.push_keys([b"a"], 1000, b"")),
-        ("keys", lambda logic: logic.push_keys([1], 1000, b"")),
-        ("mids", lambda logic: logic.push_mids(["1"], 1000, b"")),
-        ("mids", lambda logic: logic.push_mids([True], 1000, b"")),
-        ("mids", lambda logic: logic.push_mids(b"12", 1000, b"")),
-        ("room_id", lambda logic: logic.push_room("1000", 1000, b"")),
-        ("room_id", lambda logic: logic.push_room("live://", 1000, b"")),
-        ("speed", lambda logic: logic.push_all(1000, b"", speed=-1)),
-        ("speed", lambda logic: logic.push_all(1000, b"", speed=True)),
-        ("speed", lambda logic: logic.push_all(1000, b"", speed=1.5)),
-        ("speed", lambda logic: logic.push_all(1000, b"", speed=2**31)),
+        None,
+        5,
+        ["text"],
+        [Stored(3, 1000, b"", 0.0)],
+        [Stored(5, 1000, b"", 0.0), Stored(5, 1000, b"", 0.0)],
+        [Stored(5, 1000, b"", 0.0), Stored(4, 1000, b"", 0.0)],
+        [Stored(2**31, 1000, b"", 0.0)],
+        [Stored("5", 1000, b"", 0.0)],
+        [Stored(5, 2**31, b"", 0.0)],
+        [Stored(5, "1000", b"", 0.0)],
+        [Stored(5, 1000, "text", 0.0)],
     ],
 )
-async def test_an_argument_that_does_not_fit_is_named(name: str, push: Callable[[Logic], Any]) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: "):
-        await push(new_logic())
+async def test_a_page_that_is_none_is_an_error_of_the_storage(answer: Any) -> None:
+    """Or it would be sent for ever, or end the server where it is encoded."""
+    logic = new_logic(storage=Nonsense(answer))
+    with pytest.raises(HookError, match=r"^Nonsense\.after may return "):
+        plain(logic.after(Session(mid=1, key="k"), 3))
 
 
-# Figures.
+async def test_any_sequence_is_a_page() -> None:
+    page: Sequence[Stored] = (Stored(4, 1000, b"", 0.0), Stored(9, 0, b"", 0.0))
+    assert plain(new_logic(storage=Nonsense(page)).after(Session(mid=1, key="k"), 3)) == page
 
 
-async def test_figures_are_those_of_comet() -> None:
-    comet = Comet()
-    logic = new_logic(comet=comet)
-    for key, room, address in (
-        ("a", "live://1", "::1"),
-        ("b", "live://1", "::1"),
-        ("c", "live://2", "127.0.0.1"),
-    ):
-        session = Session(mid=1, key=key, room_id=room)
-        comet.put(Link(session=session, counters=comet.counters, address=address).channel)
-    assert logic.online_top("live", 1) == [("1", 2)]
-    assert logic.online_rooms(["live://2", "live://3"]) == {"live://2": 1, "live://3": 0}
-    assert logic.online_total() == (2, 3)
+# Who was seen.
+
+
+async def test_the_end_of_the_last_connection_is_when_a_user_was_seen() -> None:
+    storage, clock = MemoryStorage(), ManualClock()
+    sessions = Sessions()
+    logic = new_logic(storage=storage, clock=clock, sessions=sessions, auth=Auth(Session(mid=7)))
+    sessions.key = "a"
+    first = plain(logic.connect(REQUEST))
+    sessions.key = "b"
+    second = plain(logic.connect(REQUEST))
+    await end(logic, first)
+    assert storage.last_seen([7]) == {}
+    assert plain(logic.last_seen(second, [7])) == {7: (True, None)}
+    clock.advance(5)
+    await end(logic, second)
+    assert plain(logic.last_seen(second, [7])) == {7: (False, clock.time())}
+
+
+async def test_only_those_who_may_ask_when_a_user_was_seen() -> None:
+    logic, asks = new_logic(storage=MemoryStorage()), Session(mid=7, key="k")
+    with pytest.raises(Refused, match="user 8"):
+        plain(logic.last_seen(asks, [7, 8]))
+
+
+async def test_what_was_written_is_acknowledged_at_a_heartbeat_and_at_the_end() -> None:
+    storage = MemoryStorage()
+    logic, session = new_logic(storage=storage), Session(mid=7, key="k", device="d")
+    for _ in range(5):
+        storage.append([7], 1000, b"")
+    plain(logic.heartbeat(session, 2))
+    assert storage.cursor(7, "d") == 2
+    plain(logic.heartbeat(session, 0))
+    assert storage.cursor(7, "d") == 2
+    await end(logic, session, 4)
+    assert storage.cursor(7, "d") == 4

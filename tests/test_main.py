@@ -6,16 +6,25 @@ What it does where all is well is in tests/e2e/test_command_line.py.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from goim_core.__main__ import SETTINGS, main
+from goim_core.__main__ import main
+from goim_core.auth import SignedTokenAuth
+from goim_core.session import AuthRequest, Session
+from goim_core.settings import SECRET_VARIABLE, SETTINGS, STORAGES, server_of
 
 NO_AUTH = (
-    "auth: missing: 'open' believes any token, for development; MODULE:CLASS is your own subclass of AuthHook"
+    "auth: missing: expected 'open', 'signed', 'jwt' or MODULE:CLASS. "
+    "'open' believes any token, for development; 'signed' takes those of goim-core token"
 )
-AUTH = "auth: expected 'open' or MODULE:CLASS, a subclass of AuthHook;"
+AUTH = "auth: expected 'open', 'signed', 'jwt' or MODULE:CLASS, a subclass of AuthHook;"
+STORAGE = "storage: expected 'memory', 'sqlite:FILE', 'postgres:DSN' or MODULE:CLASS"
+NAMES = f"{', '.join(SETTINGS)}, [options], [signed], [jwt]"
+SECRET = "an example of a secret, long enough"
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +32,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty directory to be in; what the call does to ``sys.path`` ends with the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv(SECRET_VARIABLE, raising=False)
     return tmp_path
 
 
@@ -49,6 +59,20 @@ def is_a_mistake(message: str, capsys: pytest.CaptureFixture[str], *arguments: s
             "--auth open --sessions open",
             "sessions: expected MODULE:CLASS, a subclass of SessionHook; got 'open'",
         ),
+        (
+            "--auth open --rooms open",
+            "rooms: expected MODULE:CLASS, a subclass of RoomHook; got 'open'",
+        ),
+        ("--auth open --storage anywhere", f"{STORAGE}, a subclass of StorageHook; got 'anywhere'"),
+        ("--auth open --storage memory:x", "storage: cannot load 'memory:x': No module named 'memory'"),
+        ("--auth open --storage sqlite:", f"{STORAGE}; got 'sqlite:'"),
+        ("--auth open --storage postgres", f"{STORAGE}; got 'postgres'"),
+        ("--auth signed", "secret-file: missing: name a file, or set GOIM_CORE_SECRET"),
+        (
+            "--auth signed --secret-file no.secret",
+            "secret-file: cannot read 'no.secret': No such file or directory",
+        ),
+        ("--auth jwt", "algorithms: missing from the table [jwt] of the configuration file"),
         ("--auth open --tcp 3101", "tcp: expected 'host:port', got '3101'"),
         ("--auth open --ws localhost:", "ws: expected 'host:port', got 'localhost:'"),
         ("--auth open --http :65536", "http: expected a port from 0 to 65535, got 65536"),
@@ -71,8 +95,8 @@ def test_serve_with_a_mistake(arguments: str, message: str, capsys: pytest.Captu
     [
         ("tcp = ", "c.toml: Invalid value (at end of document)"),
         ("\udcff", "c.toml: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-        ("prot = 1", f"c.toml: prot: expected one of {', '.join(SETTINGS)}, [options]"),
-        ("[server]\ntcp = ':0'", f"c.toml: server: expected one of {', '.join(SETTINGS)}, [options]"),
+        ("prot = 1", f"c.toml: prot: expected one of {NAMES}"),
+        ("[server]\ntcp = ':0'", f"c.toml: server: expected one of {NAMES}"),
         ("tcp = 3101", "c.toml: tcp: expected text, got 3101"),
         ("tcp = [':0', 3101]", "c.toml: tcp: expected text, got [':0', 3101]"),
         ("log = 10", "c.toml: log: expected text, got 10"),
@@ -80,6 +104,29 @@ def test_serve_with_a_mistake(arguments: str, message: str, capsys: pytest.Captu
         ("backend = 'curio'", "backend: expected one of asyncio, uvloop, trio; got 'curio'"),
         ("auth = 'anyone'", f"{AUTH} got 'anyone'"),
         ("auth = 'open'\noptions = 3", "options: expected a table, got 3"),
+        ("auth = 'open'\njwt = 'x'", "jwt: expected a table, got 'x'"),
+        ("[signed]\nsecret = 'x'", "signed: secret: expected one of secret_file, cookie, origins"),
+        ("auth = 'signed'\n[signed]\nsecret_file = 5", "secret-file: expected a file's name, got 5"),
+        (
+            "auth = 'signed'\n[signed]\nsecret_file = 'c.toml'\ncookie = 5",
+            "cookie: expected a cookie's name, got 5",
+        ),
+        (
+            "auth = 'signed'\n[signed]\nsecret_file = 'c.toml'\n#\n",
+            "secrets: expected at least 16 bytes (random ones), got 15",
+        ),
+        (
+            "auth = 'jwt'\n[jwt]\nalgorithms = 'HS256'",
+            "key_file: the table [jwt] needs either key_file or jwks",
+        ),
+        (
+            "auth = 'jwt'\n[jwt]\nalgorithms = 'HS256'\njwks = 'no.json'",
+            "jwks: cannot use 'no.json': No such file or directory",
+        ),
+        (
+            "auth = 'jwt'\n[jwt]\nalgorithms = 'HS256'\nkey_file = 'c.toml'\nleeway = 'x'",
+            "leeway: expected seconds, 0 to 86400, got 'x'",
+        ),
         (
             "auth = 'open'\n[options]\ndrain = -1",
             "drain: expected float, at least 0.001, at most 1e+09; got -1",
@@ -138,13 +185,15 @@ def test_push_and_listen_with_a_mistake(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "the following arguments are required: serve | push | listen"),
+        ("", "the following arguments are required: serve | push | listen | token"),
         ("run", "invalid choice: 'run'"),
         ("push", "the following arguments are required: room | mids | keys | all"),
         ("push room live --op 1000 hi", "the following arguments are required: text"),
         ("push all hi", "the following arguments are required: --op"),
         ("serve --backend curio", "invalid choice: 'curio'"),
         ("listen --mid me", "invalid int value: 'me'"),
+        ("token", "the following arguments are required: --mid"),
+        ("token --mid 7 --expires soon", "invalid float value: 'soon'"),
     ],
 )
 def test_a_call_that_is_none(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,3 +204,139 @@ def test_a_call_that_is_none(arguments: str, message: str, capsys: pytest.Captur
     assert not out
     assert message in err
     assert err.startswith("usage: goim-core")
+
+
+def test_an_adapter_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    monkeypatch.delitem(sys.modules, "goim_core.adapters.jwt", raising=False)
+    (elsewhere / "c.toml").write_text("auth = 'jwt'\n[jwt]\nalgorithms = 'HS256'\njwks = 'keys.json'\n")
+    message = (
+        "auth: cannot load 'goim_core.adapters.jwt:JWTAuth': "
+        "goim_core.adapters.jwt needs PyJWT: pip install 'goim_core[jwt]'"
+    )
+    is_a_mistake(message, capsys, "serve", "--config", "c.toml")
+
+
+STORES = """
+from goim_core.memory_storage import MemoryStorage
+
+class Mine(MemoryStorage):
+    def __init__(self, where="nowhere"):
+        super().__init__()
+        self.where = where
+"""
+
+
+@pytest.mark.parametrize(
+    ("storage", "where"),
+    [
+        ("stores:Mine", "nowhere"),
+        ("sqlite:inbox.db", "inbox.db"),
+        ("sqlite:/var/lib/a:b.db", "/var/lib/a:b.db"),
+        ("postgres:host=db dbname=chat", "host=db dbname=chat"),
+        ("postgres:postgresql://me@db/chat", "postgresql://me@db/chat"),
+        ("postgresql://me@db/chat", "postgresql://me@db/chat"),
+        ("postgres://me@db/chat", "postgres://me@db/chat"),
+    ],
+)
+def test_a_storage_is_told_where(
+    storage: str, where: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (elsewhere / "stores.py").write_text(STORES)
+    monkeypatch.syspath_prepend(str(elsewhere))
+    for name in ("sqlite", "postgres"):
+        monkeypatch.setitem(STORAGES, name, "stores:Mine")
+    given: list[Any] = []
+    monkeypatch.setattr("goim_core.settings.Server", lambda **settings: given.append(settings["storage"]))
+    server_of({"auth": "open", "storage": storage})
+    assert [found.where for found in given] == [where]
+
+
+# token
+
+
+def test_a_token_that_the_server_takes(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (elsewhere / "secrets").write_text(f"{SECRET}\n\n  the one before it, good for a while  \n")
+    names = "--key k --room live://1 --platform web --device phone --accepts 1000,18 --expires 60"
+    call = ["token", "--mid", "-7", "--secret-file", "secrets", *names.split(" "), "--data", '{"a":[1]}']
+    before = time.time()
+    assert main(call) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, "")
+    session = SignedTokenAuth(SECRET).authenticate(AuthRequest(token=out.encode()))
+    assert before + 60 <= session.expires <= time.time() + 60
+    assert (session.mid, session.key, session.room_id, session.platform) == (-7, "k", "live://1", "web")
+    assert (session.device, session.accepts, session.data) == ("phone", {1000, 18}, {"a": [1]})
+
+
+def test_the_secret_may_be_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, SECRET)
+    before = time.time()
+    assert main(["token", "--mid", "7"]) == 0
+    token = capsys.readouterr().out.strip().encode()
+    session = SignedTokenAuth(SECRET).authenticate(AuthRequest(token=token))
+    assert isinstance(session, Session)
+    assert before + 3600 <= session.expires <= time.time() + 3600
+    chosen = SignedTokenAuth(SECRET).authenticate(
+        AuthRequest(token=b'{"token":"%s","room_id":"a://b","accepts":[1000]}' % token)
+    )
+    assert (chosen.room_id, chosen.accepts) == ("a://b", {1000})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--mid 9223372036854775808", "mid: expected an int64, got 9223372036854775808"),
+        ("--mid 7 --expires inf", "expires: expected seconds since 1970, got inf"),
+        (
+            "--mid 7 --room live",
+            "room_id: expected 'type://id' of at most 256 printable characters, got 'live'",
+        ),
+        ("--mid 7 --accepts 1000,x", "accepts: expected operations separated by commas, got '1000,x'"),
+        ("--mid 7 --accepts -1", "accepts: expected operations as int32, got -1"),
+        (
+            "--mid 7 --data {",
+            "data: expected JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
+        (
+            "--mid 7 --data NaN",
+            "data: expected what JSON can say: Out of range float values are not JSON compliant",
+        ),
+    ],
+)
+def test_a_token_that_cannot_be(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, SECRET)
+    assert main(["token", *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"goim-core: {message}")
+
+
+@pytest.mark.parametrize(
+    ("secret", "message"),
+    [
+        (None, "secret-file: missing: name a file, or set GOIM_CORE_SECRET"),
+        ("", "secret-file: expected a secret in a line, GOIM_CORE_SECRET is empty"),
+        (" \n", "secret-file: expected a secret in a line, GOIM_CORE_SECRET is empty"),
+        ("short", "secret: expected at least 16 bytes (random ones), got 5"),
+    ],
+)
+def test_a_secret_that_is_none(
+    secret: str | None, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if secret is not None:
+        monkeypatch.setenv(SECRET_VARIABLE, secret)
+    is_a_mistake(message, capsys, "token", "--mid", "7")
+
+
+def test_help_names_goims_ports(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "goim's ports: --tcp :3101, --ws :3102, --http 127.0.0.1:3111." in told

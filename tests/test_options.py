@@ -55,7 +55,7 @@ def test_a_time_may_be_whole_or_not(name: str) -> None:
     assert getattr(Options(**{name: 3.5}), name) == 3.5
 
 
-@pytest.mark.parametrize("name", [name for name in SECONDS if name != "linger"])
+@pytest.mark.parametrize("name", [name for name in SECONDS if name not in ("linger", "rate")])
 def test_a_timeout_is_not_0(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name}: "):
         Options(**{name: 0})

@@ -18,8 +18,20 @@ import anyio.to_thread
 import attrs
 import pytest
 
-from goim_core import CloseCode, ErrorCode, Op, OpenAuth, Options, Server
-from tests.clocks import ManualClock
+from goim_core import (
+    AuthHook,
+    AuthRequest,
+    CloseCode,
+    ErrorCode,
+    Op,
+    OpenAuth,
+    Options,
+    RoomHook,
+    Server,
+    Session,
+)
+from goim_core.memory_storage import MemoryStorage
+from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, World, frame, until
 from tests.e2e.processes import PATIENCE
 from tests.pages import TEXTS, Block, blocks, of
@@ -58,6 +70,24 @@ UPGRADE = (
 )
 
 
+EXTENDED = (
+    b'{"mid":1,"room_id":"live://1000","device":"phone","accepts":[1000,18,20,22,24,26,28,30,32,34,36,38,40]}'
+)
+
+
+class ByTheSecond(AuthHook):
+    """The token is a user and for how many seconds it holds."""
+
+    def authenticate(self, request: AuthRequest) -> Session:
+        mid, seconds = map(int, request.token.split())
+        return Session(mid, expires=self.server.clock.time() + seconds, accepts=(38, 40))
+
+
+class NoVip(RoomHook):
+    def may_enter(self, session: Session, room_id: str) -> bool:
+        return not room_id.startswith("vip://")
+
+
 @attrs.frozen
 class Replay:
     """A ``wire`` block, played against a server. ``over`` is when the server may stop."""
@@ -73,6 +103,12 @@ class Replay:
             client = Client(await world.dial(self.block.words[0]))
             if "live" in self.block.words:
                 await self.login(client)
+            elif len(self.block.words) > 1 and self.block.words[1] in ("stored", "expiring"):
+                if "quiet" not in self.block.words and "stored" in self.block.words:
+                    await self.server.push_mids([1], 1000, b"one")
+                    await self.server.push_mids([1], 1000, b"two")
+                await client.send(frame(7, b"1 60" if "expiring" in self.block.words else EXTENDED, 1))
+                assert await client.read() == frame(8, b"", 1)
             for kind, what in steps(self.block):
                 if isinstance(what, bytes):
                     assert kind in "<>"
@@ -103,7 +139,7 @@ class Replay:
 
     async def happens(self, world: World, what: str) -> None:
         server = self.server
-        if match := re.fullmatch(r"a push to (the room|the key|all) ?(\S*), op (\d+): '(.*)'", what):
+        if match := re.fullmatch(r"a push to (the room|the key|the user|all) ?(\S*), op (\d+): '(.*)'", what):
             await self.push(match[1], match[2], int(match[3]), match[4].encode())
         elif match := re.fullmatch(r"(\d+) seconds? pass(?:es)?", what):
             if server.options.linger:
@@ -112,6 +148,8 @@ class Replay:
             self.clock.advance(float(match[1]) + 0.5)
         elif what == "another client authenticates with the key c1":
             await world.login("tcp", mid=2, key="c1")
+        elif match := re.fullmatch(r"user (\d+) enters the room (\S+)", what):
+            await world.login("tcp", mid=int(match[1]), room=match[2])
         elif what == "the server is stopped":
             self.over.set()
         else:
@@ -123,6 +161,8 @@ class Replay:
             await server.push_all(op, body)
         elif whom == "the key":
             await server.push_keys([name], op, body)
+        elif whom == "the user":
+            await server.push_mids([int(name)], op, body)
         else:
             await server.push_room(name, op, body)
         queue: Any = server._queue
@@ -135,7 +175,15 @@ async def test_bytes(block: Block) -> None:
     given = (word.partition("=") for word in block.words)
     options = Options(**{name: float(value) for name, _, value in given if value})  # type: ignore[arg-type]
     clock, over = ManualClock(), anyio.Event()
-    server = Server(auth=OpenAuth(), clock=clock, options=options, tcp="127.0.0.1:0", ws="127.0.0.1:0")
+    server = Server(
+        auth=ByTheSecond() if "expiring" in block.words else OpenAuth(),
+        rooms=NoVip(),
+        storage=MemoryStorage() if "stored" in block.words else None,
+        clock=clock,
+        options=options,
+        tcp="127.0.0.1:0",
+        ws="127.0.0.1:0",
+    )
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
             async with server:

@@ -3,7 +3,7 @@
     python -m examples.chat.app            then open the address that it prints
 
 What a page sends goes to ``Chat.receive``, which stamps it and pushes it to the sender's room. Who comes
-and goes is heard by ``Presence``, which tells the room its new count.
+into a room and who leaves it is heard by ``Counts``, which tells the room its new count.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from attrs import define, evolve
+from attrs import evolve
 
 from goim_core import (
     AuthRequest,
-    Disconnect,
     ErrorCode,
     Frame,
     MessageHook,
     OpenAuth,
     Refused,
+    RoomHook,
     Server,
     Session,
-    SessionHook,
     pages,
 )
 
@@ -38,48 +37,29 @@ MAX_TEXT = 1000
 PAGE = Path(__file__).parent / "page"
 
 
-@define
-class Person:
-    """What the chat knows of a connection, kept in ``session.data``."""
-
-    name: str
-    counted_in: str = ""
-
-
 class ChatAuth(OpenAuth):
-    """Anyone may come in, under any name: this is a demonstration."""
+    """Anyone may come in, under any name: this is a demonstration. The name is ``session.data``."""
 
     def authenticate(self, request: AuthRequest) -> Session:
         session = super().authenticate(request)
         name = json.loads(request.token).get("name", "")
         if not isinstance(name, str) or not name.strip() or len(name) > 40:
             raise Refused("name: expected 1 to 40 characters")
-        return evolve(session, data=Person(name.strip()))
+        return evolve(session, data=name.strip())
 
 
-class Presence(SessionHook):
+class Counts(RoomHook):
     """Tells a room how many are in it, each time that changes."""
 
-    async def connected(self, session: Session) -> None:
-        await self.recount(session)
+    async def entered(self, session: Session, room_id: str) -> None:
+        await self.tell(room_id)
 
-    async def disconnected(self, session: Session, reason: Disconnect) -> None:
-        await self.tell(session.data.counted_in)
-
-    async def heartbeat(self, session: Session) -> None:
-        # The page sends one when it has changed rooms.
-        await self.recount(session)
-
-    async def recount(self, session: Session) -> None:
-        left, session.data.counted_in = session.data.counted_in, session.room_id
-        if left != session.room_id:
-            await self.tell(left)
-            await self.tell(session.room_id)
+    async def left(self, session: Session, room_id: str) -> None:
+        await self.tell(room_id)
 
     async def tell(self, room_id: str) -> None:
-        if room_id:
-            online = self.server.online_rooms([room_id])[room_id]
-            await self.server.push_room(room_id, COUNT, _json(online=online))
+        online = self.server.online_rooms([room_id])[room_id]
+        await self.server.push_room(room_id, COUNT, _json(online=online))
 
 
 class Chat(MessageHook):
@@ -94,7 +74,7 @@ class Chat(MessageHook):
         message = _json(
             id=str(next(self._ids)),
             mid=session.mid,
-            name=session.data.name,
+            name=session.data,
             text=_text(frame.body, session.room_id),
             at=time.time_ns() // 1_000_000,
         )
@@ -122,7 +102,7 @@ def _json(**fields: Any) -> bytes:
 
 def chat_server(**doors: Any) -> Server:
     """The chat on ``doors``, for example ``ws="127.0.0.1:3102", http="127.0.0.1:3111"``."""
-    return Server(auth=ChatAuth(), sessions=Presence(), messages=Chat(), routes=pages(PAGE), **doors)
+    return Server(auth=ChatAuth(), rooms=Counts(), messages=Chat(), routes=pages(PAGE), **doors)
 
 
 async def main() -> None:

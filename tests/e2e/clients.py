@@ -22,7 +22,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Request
 
 from goim_core import OpenAuth, Server
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 
 both = pytest.mark.parametrize("wire", ["tcp", "ws"])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from goim_core import Options
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, World, both, frame, serve, until
 from tests.e2e.hooks import SessionLog
 

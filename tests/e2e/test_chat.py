@@ -44,9 +44,7 @@ class Guest:
         return await self.send(TEXT, json.dumps({"text": text, **more}).encode())
 
     async def move(self, room_id: str) -> None:
-        """Change the room the way the page does."""
         await self.send(Op.CHANGE_ROOM, room_id.encode())
-        await self.send(Op.HEARTBEAT, b"")
 
     async def take(self, op: int) -> Frame:
         """The next frame with ``op``, whatever comes before it."""
@@ -191,7 +189,21 @@ async def test_both_rooms_hear_of_a_move(server: Server) -> None:
         assert await linus.heard() == ("Linus", "still one of us here")
 
 
-async def test_a_heartbeat_without_a_move_tells_no_one(server: Server) -> None:
+async def test_counts_are_right_when_a_client_moves_and_leaves_at_once(server: Server) -> None:
+    async with guest(server, "Ada", 1) as ada, guest(server, "Linus", 3, ATTIC) as linus:
+        assert [await ada.online(), await linus.online()] == [1, 1]
+        async with guest(server, "Grace", 2) as grace:
+            assert await ada.online() == 2
+            await grace.move(ATTIC)
+        assert await ada.online() == 1
+        entered, left = await linus.online(), await linus.online()
+        # She may be gone before the room hears that she has come; what it hears last is right.
+        assert (entered in (1, 2), left) == (True, 1)
+        async with guest(server, "Grace", 2) as grace:
+            assert [await ada.online(), await grace.online()] == [2, 2]
+
+
+async def test_a_heartbeat_tells_no_one(server: Server) -> None:
     async with guest(server, "Ada", 1) as ada:
         assert await ada.online() == 1
         await ada.send(Op.HEARTBEAT, b"")

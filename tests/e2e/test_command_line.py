@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import trustme
 
@@ -87,7 +88,7 @@ def test_serve_until_a_signal(backend: str, number: signal.Signals, tmp_path: Pa
             assert deaf.recv(1)
     assert (status, out) == (0, "")
     assert err.splitlines() == [
-        "WARNING goim_core.hooks: OpenAuth is on: any client may name itself any user. For development only."
+        "WARNING goim_core.auth: OpenAuth is on: any client may name itself any user. For development only."
     ]
 
 
@@ -118,6 +119,129 @@ def test_serve_from_a_configuration_file(tmp_path: Path) -> None:
         assert upgraded(connected(at["ws"]), "/live").startswith(b"HTTP/1.1 101 ")
         assert server.stop() == (0, "", "")
     assert not (tmp_path / "goim.sock").exists()
+
+
+SECRET = "an example of a secret, long enough"
+
+
+def refused(address: str, token: bytes) -> tuple[int, str]:
+    """What the server tells a client with this token before it closes."""
+    with connected(address) as sock:
+        sock.sendall(encode(Op.AUTH, token, 1))
+        told = receive(sock)
+        assert told.op == Op.DISCONNECT_REPLY
+        assert sock.recv(1) == b""
+    reason = json.loads(told.body)
+    return reason["code"], reason["message"]
+
+
+def printed(*arguments: str, **settings: Any) -> str:
+    """The one line that a command prints."""
+    done = run("goim_core", *arguments, **settings)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    return done.stdout.strip()
+
+
+def test_serve_with_signed_tokens(tmp_path: Path) -> None:
+    (tmp_path / "secrets").write_text(f"a newer one of those, as long\n{SECRET}\n")
+    new = printed("token", "--mid", "7", "--room", "live://1", "--secret-file", "secrets", cwd=tmp_path)
+    old = printed("token", "--mid", "8", "--accepts", "1001", env={"GOIM_CORE_SECRET": SECRET})
+    late = printed("token", "--mid", "7", "--expires", "-1", env={"GOIM_CORE_SECRET": SECRET})
+    doors = ("--tcp", ANYWHERE, "--http", ANYWHERE)
+    call = ("serve", "--auth", "signed", "--secret-file", "secrets", *doors)
+    with started("goim_core", *call, cwd=tmp_path) as server:
+        at = listening(server)
+        listen = ("goim_core", "listen", "--tcp", at["tcp"], "--token")
+        with started(*listen, new) as first, started(*listen, old) as second:
+            assert first.error_line() == second.error_line() == f"listening on {at['tcp']}"
+            asked(at["http"], "/goim/push/room?operation=1000&type=live&room=1", b"to the room")
+            asked(at["http"], "/goim/push/mids?operation=1001&mids=8", b"to a user")
+            assert (first.line(), second.line()) == ("1000 to the room", "1001 to a user")
+        assert refused(at["tcp"], b'{"mid":7}') == (4001, "token: missing")
+        assert refused(at["tcp"], new[:-1].encode()) == (
+            4001,
+            "token: expected 'goim1.', claims, '.' and a signature",
+        )
+        assert refused(at["tcp"], late.encode()) == (4008, "token: expired")
+        assert server.stop() == (0, "", "")
+
+
+def test_serve_with_the_jwts_of_an_application(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    (tmp_path / "goim.toml").write_text(f"""
+        auth = "jwt"
+        tcp = "{ANYWHERE}"
+
+        [jwt]
+        key_file = "secret"
+        algorithms = ["HS256"]
+        audience = "chat"
+        issuer = "https://id.example.org"
+        leeway = 5
+        mid_claim = "uid"
+        claims = {{ room_id = "room" }}
+    """)
+    claims = {
+        "uid": 7,
+        "exp": time.time() + 60,
+        "aud": "chat",
+        "iss": "https://id.example.org",
+        "room": "a://b",
+    }
+    with started("goim_core", "serve", "--config", "goim.toml", cwd=tmp_path) as server:
+        address = listening(server)["tcp"]
+        with connected(address) as sock:
+            sock.sendall(
+                encode(Op.AUTH, jwt.encode(claims, SECRET).encode(), 1) + encode(Op.HEARTBEAT, b"", 2)
+            )
+            assert receive(sock) == Frame(Op.AUTH_REPLY, b"", 1)
+            assert receive(sock) == Frame(Op.HEARTBEAT_REPLY, b"\0\0\0\1", 2)  # one in its room
+        another = jwt.encode({**claims, "aud": "mail"}, SECRET).encode()
+        assert refused(address, another) == (4001, "aud: the token is not for this server")
+        assert server.stop() == (0, "", "")
+
+
+def test_serve_with_rooms_and_a_storage(tmp_path: Path) -> None:
+    (tmp_path / "application.py").write_text("""
+from goim_core import RoomHook
+
+class Rooms(RoomHook):
+    def may_enter(self, session, room_id):
+        return room_id != "r://private"
+""")
+    hooks = ("--auth", "open", "--rooms", "application:Rooms", "--storage", "sqlite:inbox.db")
+    call = ("goim_core", "serve", *hooks, "--tcp", ANYWHERE, "--http", ANYWHERE)
+    with started(*call, cwd=tmp_path) as server:
+        at = listening(server)
+        assert refused(at["tcp"], b'{"mid":1,"room_id":"r://private"}')[0] == 4001
+        asked(at["http"], "/goim/push/mids?operation=1000&mids=7", b"while away")
+        assert server.stop()[0] == 0
+    with started(*call, cwd=tmp_path) as server:
+        with logged_in(listening(server)["tcp"], mid=7, room_id="r://hall", accepts=[1000]) as sock:
+            assert receive(sock) == Frame(1000, b"while away", 1)
+        assert server.stop()[0] == 0
+
+
+def test_serve_where_signals_cannot_be_received(tmp_path: Path) -> None:
+    # asyncio on Windows. There, as here then, Ctrl+C is a KeyboardInterrupt.
+    (tmp_path / "windows.py").write_text("""
+import asyncio, sys
+
+def add_signal_handler(*_):
+    raise NotImplementedError
+
+asyncio.SelectorEventLoop.add_signal_handler = add_signal_handler
+from goim_core.__main__ import main
+sys.exit(main(sys.argv[1:]))
+""")
+    with started(
+        "windows", "serve", "--auth", "open", "--log", "error", "--tcp", ANYWHERE, cwd=tmp_path
+    ) as server:
+        with logged_in(listening(server)["tcp"]) as sock:
+            server.process.send_signal(signal.SIGINT)
+            told = receive(sock)
+            assert (told.op, json.loads(told.body)["code"]) == (Op.DISCONNECT_REPLY, 1001)
+        assert server.ended() == (130, "", "")
 
 
 def upgraded(sock: socket.socket, path: str) -> bytes:

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import pytest
 
 from goim_core import Frame, MessageHook, Options, OutboxPolicy, Session
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, World, both, frame, int32, op_of, serve, split, until
 from tests.e2e.hooks import SessionLog
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from goim_core import Options, ServerStopped
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, World, both, frame, serve
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,7 @@ from goim_core import (
     Session,
     SessionHook,
 )
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, both, frame, int32, serve, until
 from tests.e2e.hooks import Gate, Log, SessionLog, hooks, witnessed
 

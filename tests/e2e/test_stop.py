@@ -18,7 +18,7 @@ from goim_core import (
     Session,
     SessionHook,
 )
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, World, both, frame, int32, serve, until
 from tests.e2e.hooks import Gate, Log, SessionLog
 from tests.e2e.leftovers import DOORS, nothing_left
@@ -90,16 +90,16 @@ async def test_the_drain_time_is_kept() -> None:
         async def drive(client: Client) -> None:
             await told_of_the_stop(client)
             await gate.log.reach(1)
-            clock.advance(2.9)
+            clock.advance(2.2)
             await anyio.wait_all_tasks_blocked()
-            gate.log.add("half of 6 s not over")
+            gate.log.add("3/8 of 6 s not over")
             clock.advance(0.5)
 
         async with Server(
             auth=OpenAuth(), sessions=Stuck(), clock=clock, options=Options(drain=6.0), **DOORS
         ) as server:
             helpers.start_soon(drive, await World(server).login("tcp"))
-        assert gate.log.entries == ["disconnected", "half of 6 s not over"]
+        assert gate.log.entries == ["disconnected", "3/8 of 6 s not over"]
 
 
 @both

@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from goim_core import ConfigurationError, Frame, MessageHook, OpenAuth, Options, Server, Session
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, WebSocket, World, frame, int32, serve, until
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from goim_core import Frame, MessageHook, Options, Session
-from tests.clocks import ManualClock
+from goim_core.testing import ManualClock
 from tests.e2e.clients import both, frame, int32, serve
 
 pytestmark = pytest.mark.anyio

@@ -1,13 +1,11 @@
 // The browser client without a browser: its codec, and its life over a socket and a clock of the test's own.
 
 import assert from "node:assert/strict";
-import { beforeEach, test } from "node:test";
+import { test } from "node:test";
 import {
   CloseCode, DEFAULT_BACKOFF, Frame, GoimClient, GoimError, Op, backoffDelay, decode, encode, readNodes,
 } from "../../examples/chat/page/goim.js";
-
-const bytes = (...parts) => Uint8Array.from(parts.flatMap((part) => [...part]));
-const json = (value) => JSON.stringify(value);
+import { FakeSocket, accepted, bytes, clock, json, opened, settle } from "./world.mjs";
 
 // ---- codec --------------------------------------------------------------------------------------
 
@@ -100,92 +98,6 @@ test("nodes: https asks for wss, no nodes leave the page's own host, nanoseconds
 
 // ---- the client's life --------------------------------------------------------------------------
 
-/** Time that passes only when the test says so. */
-const clock = {
-  now: 0,
-  last: 0,
-  timers: new Map(),
-  set(what, delay, every) {
-    this.timers.set(++this.last, { what, at: this.now + delay, every });
-    return this.last;
-  },
-  pass(seconds) {
-    const until = this.now + seconds * 1000;
-    for (;;) {
-      const [id, next] = [...this.timers].sort((a, b) => a[1].at - b[1].at)[0] ?? [];
-      if (!next || next.at > until) break;
-      this.now = next.at;
-      if (next.every) next.at += next.every;
-      else this.timers.delete(id);
-      next.what();
-    }
-    this.now = until;
-  },
-};
-globalThis.setTimeout = (what, delay) => clock.set(what, delay);
-globalThis.setInterval = (what, delay) => clock.set(what, delay, delay);
-globalThis.clearTimeout = (id) => clock.timers.delete(id);
-Object.defineProperty(globalThis, "performance", { value: { now: () => clock.now } });
-
-class FakeSocket {
-  static all = [];
-  sent = [];
-  closed = false;
-  constructor(url) {
-    this.url = url;
-    FakeSocket.all.push(this);
-  }
-  send(message) {
-    assert.ok(!this.closed);
-    this.sent.push(...decode(message));
-  }
-  close() {
-    this.closed = true;
-  }
-  push(...frames) {
-    this.onmessage({ data: bytes(...frames).buffer });
-  }
-  take(op) {
-    const at = this.sent.findIndex((frame) => frame.op === op);
-    assert.notEqual(at, -1, `no frame with op ${op} was sent`);
-    return this.sent.splice(at, 1)[0];
-  }
-}
-globalThis.WebSocket = FakeSocket;
-
-/** Lets what was awaited go on. */
-const settle = () => new Promise((resolve) => setImmediate(resolve));
-
-beforeEach(() => {
-  FakeSocket.all = [];
-  clock.timers.clear();
-});
-
-async function opened(options = {}) {
-  const client = new GoimClient({
-    url: "ws://test/sub", token: async () => ({ mid: 1 }), backoff: { baseDelay: 1, factor: 2, jitter: 0 }, ...options,
-  });
-  const events = [];
-  for (const type of ["statechange", "message", "online", "disconnect"]) {
-    client.addEventListener(type, ({ detail }) => events.push([type, detail]));
-  }
-  client.connect();
-  const socket = await accepted();
-  events.length = 0;
-  return { client, socket, events };
-}
-
-/** The newest socket, with its auth frame answered. */
-async function accepted() {
-  await settle();
-  const socket = FakeSocket.all.at(-1);
-  socket.onopen();
-  const auth = socket.take(Op.AUTH);
-  assert.deepEqual(JSON.parse(auth.text()), { mid: 1 });
-  socket.push(encode(Op.AUTH_REPLY, "", auth.seq));
-  return socket;
-}
-
 test("auth comes first; open after its reply; then a heartbeat tells the online count", async () => {
   const { client, socket, events } = await opened();
   assert.equal(client.state, "open");
@@ -275,13 +187,20 @@ test("garbage from the server ends the connection, and what was behind it is not
   }
 });
 
-test("a disconnect tells why: a refusal and a replacement are final, others are not", async () => {
-  for (const [code, state] of [[CloseCode.AUTH_REFUSED, "closed"], [CloseCode.REPLACED, "closed"], [1001, "waiting"]]) {
+test("a disconnect tells why; the server's last word is final, others are not", async () => {
+  const { AUTH_REFUSED, REPLACED, TOO_MANY_LOGINS, EXPIRED } = CloseCode;
+  for (const code of [AUTH_REFUSED, REPLACED, TOO_MANY_LOGINS, EXPIRED, 1001]) {
     const { client, socket, events } = await opened();
+    const final = [AUTH_REFUSED, REPLACED, TOO_MANY_LOGINS].includes(code);
     socket.push(encode(Op.DISCONNECT_REPLY, json({ code, message: "why" })), encode(1000, "too late"));
-    assert.deepEqual(events[0], ["disconnect", { code, message: "why", final: state === "closed" }]);
-    assert.equal(client.state, state);
-    assert.ok(events.every(([type]) => type !== "message"));
+    assert.deepEqual(events[0], ["disconnect", { code, message: "why", final }]);
+    assert.deepEqual(events[1], ["statechange", final ? { state: "refused", delay: 0 } : { state: "waiting", delay: 1000 }]);
+    assert.equal(events.length, 2);
+    assert.equal(clock.timers.size, final ? 0 : 1);
+    client.connect();
+    await accepted();
+    assert.equal(client.state, "open");
+    client.close();
   }
   const { client, socket } = await opened({ stopOn: [] });
   socket.onclose({ code: 4001, reason: "refused" });

@@ -1,10 +1,9 @@
 /** The chat page: what people see and do. The connection is goim.js; what is said, examples/chat/app.py. */
 
-import { GoimClient } from "./goim.js";
+import { GoimClient, Op } from "./goim.js";
 
 const CHAT = 1000; // {"room_id", "text"} to the server; {"id", "name", "mid", "text", "at"} or plain text from it
 const COUNT = 1001; // {"online"}
-const ERRORS = 18; // asks the server to say why it refuses a message
 
 const KEEP = 500; // messages kept on the page
 const GROUP = 3 * 60_000; // ms within which one author's messages stand together
@@ -279,8 +278,9 @@ const client = new GoimClient({
   nodesUrl: "/goim/nodes/weighted?platform=web",
   token: () => {
     tokenRoom = room;
-    return { mid, key: "", room_id: roomId(room), platform: "web", accepts: [CHAT, COUNT, ERRORS], name };
+    return { mid, key: "", room_id: roomId(room), platform: "web", accepts: [CHAT, COUNT, Op.ERROR], name };
   },
+  resume: false, // the token says in which room
   backoff: { baseDelay: 1, maxDelay: 30 },
 });
 
@@ -306,7 +306,7 @@ client.addEventListener("statechange", ({ detail: { state, delay } }) => {
   if (state === "open") entered();
 });
 
-const STATES = { open: "Live", connecting: "Connecting", waiting: "Offline", closed: "Disconnected" };
+const STATES = { open: "Live", connecting: "Connecting", waiting: "Offline", refused: "Disconnected" };
 
 function showState(state) {
   document.querySelector("main").dataset.state = state;
@@ -317,9 +317,9 @@ function showState(state) {
     open: "",
     connecting: "Connection lost. Reconnecting",
     waiting: "Connection lost. Reconnecting",
-    closed: `The server ended this connection: ${refusal}`,
+    refused: `The server ended this connection: ${refusal}`,
   }[state];
-  $("retry").textContent = state === "closed" ? "Connect again" : "Retry now";
+  $("retry").textContent = state === "refused" ? "Connect again" : "Retry now";
   $("retry").disabled = state === "connecting";
   clearInterval(ticking);
   $("countdown").textContent = "";

@@ -1,487 +1,435 @@
 /**
- * A goim client for browsers: one ES module, no dependency, no build step.
+ * A goim client for browsers: ES modules, no dependency, no build step.
  *
- *     import { GoimClient } from "./goim.js";
+ *     import { EXTENSIONS, GoimClient } from "./goim.js";
  *
  *     const client = new GoimClient({
  *       nodesUrl: "/goim/nodes/weighted?platform=web",
- *       token: () => ({ mid: 1, key: "", room_id: "live://1000", platform: "web", accepts: [1000, 18] }),
+ *       token: () => ({ mid: 1, room_id: "live://1000", platform: "web", accepts: [1000, ...EXTENSIONS] }),
+ *       seen: Number(localStorage.seen ?? 0),
  *     });
- *     client.addEventListener("message", ({ detail: frame }) => console.log(frame.op, frame.text()));
+ *     client.addEventListener("message", ({ detail: frame }) => console.log(frame.op, frame.seq, frame.text()));
+ *     client.addEventListener("seen", ({ detail: seq }) => (localStorage.seen = seq));
  *     client.connect();
  *
  * It stays connected until close(): a lost connection is tried again with exponential backoff and
- * jitter, and at once when the network or the page comes back.
+ * jitter, and at once when the network or the page comes back. The new connection goes on where the
+ * old one was: in its rooms, with its operations, and after the last message that was seen.
  *
  * @module goim
  */
 
-const HEADER_SIZE = 16;
-const UTF8 = { encoder: new TextEncoder(), decoder: new TextDecoder() };
+import { Connection, written } from "./goim-connection.js";
+import { ErrorCode, Frame, GoimError, Op, backoffDelay, decode } from "./goim-protocol.js";
 
-/** The operations of the goim protocol. Applications use their own from 64 on, by custom from 1000. */
-export const Op = Object.freeze({
-  HEARTBEAT: 2, HEARTBEAT_REPLY: 3, SEND_MSG: 4, SEND_MSG_REPLY: 5, DISCONNECT_REPLY: 6,
-  AUTH: 7, AUTH_REPLY: 8, RAW: 9, CHANGE_ROOM: 12, CHANGE_ROOM_REPLY: 13,
-  SUB: 14, SUB_REPLY: 15, UNSUB: 16, UNSUB_REPLY: 17,
-  ERROR: 18, // goim_core's extension: sent only to a client whose token lists it in `accepts`
+export * from "./goim-protocol.js";
+
+/** @import { ConnectionOptions } from "./goim-connection.js" */
+
+/**
+ * @typedef {object} ClientOptions
+ * @property {readonly number[]} [accepts] what the token accepts, for a token that is not readable as JSON
+ * @property {number} [seen] the last number of the inbox that was seen before this client was made (0)
+ * @property {"auto" | "manual"} [acknowledge] `auto`: what listeners were given is acknowledged;
+ *   `manual`: what {@link GoimClient.ack} names. Either needs ACK (20) in the token's `accepts`.
+ * @property {number} [ackDelay] seconds in which acknowledges are gathered into one (0.1)
+ * @property {number} [ackEvery] messages after which one is sent sooner (100)
+ * @property {boolean} [resume] enter rooms, watches and operations again after a reconnect (true);
+ *   false leaves it to the token where a connection begins
+ */
+
+/** @typedef {ConnectionOptions & ClientOptions} GoimOptions */
+/** @typedef {{ roomId: string, online: number, mids: number[], next: number | null }} Members */
+/** @typedef {{ online: boolean, seen: number | null }} Seen `seen` in seconds since 1970, null if never */
+
+/** Seconds between the tries of what the client asks for by itself. */
+const PERSISTENCE = Object.freeze({ baseDelay: 1, factor: 2, maxDelay: 30, jitter: 0.3 });
+
+/** Requests whose reply has the request's body. */
+const ECHOED = new Set(/** @type {number[]} */ ([
+  Op.CHANGE_ROOM, Op.SUB, Op.UNSUB, Op.JOIN, Op.LEAVE, Op.WATCH, Op.UNWATCH,
+]));
+
+/** Requests whose reply may be empty; to all others an empty one is a refusal. */
+const MAY_BE_EMPTY = new Set(/** @type {number[]} */ ([Op.SYNC, Op.REFRESH]));
+
+/** Where a connection was, for the next one to go on there. `room` is null while it is the token's. */
+const nowhere = () => ({
+  room: /** @type {string | null} */ (null),
+  joined: /** @type {Set<string>} */ (new Set()),
+  watched: /** @type {Set<string>} */ (new Set()),
+  ops: /** @type {Map<number, boolean>} subscribed, or unsubscribed */ (new Map()),
 });
 
-/** Codes of a disconnect that come from goim_core; below 4000 they are those of RFC 6455. */
-export const CloseCode = Object.freeze({ AUTH_REFUSED: 4001, REPLACED: 4004 });
-
-/** What a rejected promise carries. `code` is the server's, or 0 when the failure is on this side. */
-export class GoimError extends Error {
-  /** @param {string} message @param {number} [code] */
-  constructor(message, code = 0) {
-    super(message);
-    this.name = "GoimError";
-    this.code = code;
-  }
-}
-
-/** One protocol frame. */
-export class Frame {
-  /** @param {number} op @param {Uint8Array} body @param {number} seq @param {number} ver */
-  constructor(op, body, seq, ver) {
-    this.op = op;
-    this.body = body;
-    this.seq = seq;
-    this.ver = ver;
-  }
-
-  /** The body as UTF-8 text; bytes that are none become U+FFFD. */
-  text() {
-    return UTF8.decoder.decode(this.body);
-  }
-}
-
 /**
- * The bytes of one frame: 16 bytes of big-endian header, then the body.
- * @param {number} op
- * @param {string | Uint8Array} [body] text is sent as UTF-8
- * @param {number} [seq]
- * @param {number} [ver]
- * @returns {Uint8Array<ArrayBuffer>}
+ * Numbers of the inbox: to be acknowledged, sent on this connection, confirmed by the server, and confirmed
+ * before this connection until its first message has come. Then how many messages wait, and for what.
  */
-export function encode(op, body = "", seq = 0, ver = 1) {
-  const content = typeof body === "string" ? UTF8.encoder.encode(body) : body;
-  const bytes = new Uint8Array(HEADER_SIZE + content.length);
-  const view = new DataView(bytes.buffer);
-  view.setInt32(0, bytes.length);
-  view.setInt16(4, HEADER_SIZE);
-  view.setInt16(6, ver);
-  view.setInt32(8, op);
-  view.setInt32(12, seq);
-  bytes.set(content, HEADER_SIZE);
-  return bytes;
-}
+const noAcks = () => ({ due: 0, sent: 0, confirmed: 0, begins: 0, messages: 0, timer: 0, busy: false });
 
 /**
- * All frames of one WebSocket message, with batches (op 9) unpacked. Bodies are views into `bytes`.
- * @param {Uint8Array} bytes
- * @returns {Frame[]}
- * @throws {GoimError} when the bytes are not complete frames
- */
-export function decode(bytes) {
-  /** @type {Frame[]} */
-  const frames = [];
-  unpack(bytes, frames, false);
-  return frames;
-}
-
-/** @param {Uint8Array} bytes @param {Frame[]} into @param {boolean} inBatch */
-function unpack(bytes, into, inBatch) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  for (let at = 0; at < bytes.length; ) {
-    const left = bytes.length - at;
-    if (left < HEADER_SIZE) throw new GoimError(`frame: ${left} bytes are no header`);
-    const length = view.getInt32(at);
-    const headerLength = view.getInt16(at + 4);
-    if (headerLength !== HEADER_SIZE) throw new GoimError(`frame: header length ${headerLength}`);
-    if (length < HEADER_SIZE || length > left) {
-      throw new GoimError(`frame: package length ${length} with ${left} bytes there`);
-    }
-    const body = bytes.subarray(at + HEADER_SIZE, at + length);
-    const op = view.getInt32(at + 8);
-    if (op !== Op.RAW) into.push(new Frame(op, body, view.getInt32(at + 12), view.getInt16(at + 6)));
-    else if (inBatch) throw new GoimError("frame: a batch inside a batch");
-    else unpack(body, into, true);
-    at += length;
-  }
-}
-
-/**
- * @typedef {object} Backoff all in seconds, with goim's defaults
- * @property {number} baseDelay the first delay (3)
- * @property {number} factor how much longer each next one is (1.8)
- * @property {number} maxDelay no longer than this, before jitter (300)
- * @property {number} jitter share by which a delay is moved at random, either way (0.3)
- */
-
-/** @type {Readonly<Backoff>} */
-export const DEFAULT_BACKOFF = Object.freeze({ baseDelay: 3, factor: 1.8, maxDelay: 300, jitter: 0.3 });
-
-/**
- * Seconds to wait before try number `attempt`, counted from 0.
- * @param {number} attempt
- * @param {Backoff} [backoff]
- * @param {() => number} [random] in [0, 1)
- */
-export function backoffDelay(attempt, backoff = DEFAULT_BACKOFF, random = Math.random) {
-  const delay = Math.min(backoff.maxDelay, backoff.baseDelay * backoff.factor ** attempt);
-  return delay * (1 + backoff.jitter * (2 * random() - 1));
-}
-
-/**
- * What an answer of `/goim/nodes/weighted` means to a client.
- * @param {any} data the answer's `data`
- * @param {URL} from where the answer came from: its host is the last resort
- * @param {{ secure?: boolean, path?: string }} [options]
- * @returns {{ urls: string[], heartbeat: number, backoff: Partial<Backoff> }} heartbeat in seconds, 0 if not told
- */
-export function readNodes(data, from, { secure = from.protocol === "https:", path = "/sub" } = {}) {
-  const port = secure ? data.wss_port : data.ws_port;
-  const hosts = new Set([...(data.nodes ?? []), data.domain, from.hostname].filter(Boolean));
-  const urls = [...hosts].map((host) => {
-    const name = host.includes(":") && !host.startsWith("[") ? `[${host}]` : host; // bare IPv6
-    return `${secure ? "wss" : "ws"}://${name}${port ? `:${port}` : ""}${path}`;
-  });
-  const heartbeat = Number(data.heartbeat) || 0;
-  const { base_delay, factor, max_delay, jitter } = data.backoff ?? {};
-  const told = Object.entries({ baseDelay: base_delay, factor, maxDelay: max_delay, jitter });
-  return {
-    urls,
-    heartbeat: heartbeat > 1e6 ? heartbeat / 1e9 : heartbeat, // Go prints a duration in nanoseconds
-    backoff: Object.fromEntries(told.filter(([, value]) => typeof value === "number")),
-  };
-}
-
-/**
- * @typedef {object} GoimOptions
- * @property {string} [url] the WebSocket to connect to, such as `ws://127.0.0.1:3102/sub`
- * @property {string} [nodesUrl] or where to ask for it: goim's `/goim/nodes/weighted`
- * @property {string} [path] path of the WebSocket when `nodesUrl` is asked (`/sub`)
- * @property {object | string | (() => object | string | Promise<object | string>)} token what the
- *   auth frame carries; a function is called at every connect. An object is sent as JSON.
- * @property {Partial<Backoff>} [backoff] stronger than what the server proposes
- * @property {number} [heartbeat] seconds between heartbeats (30), or less if the server wants less
- * @property {number} [timeout] seconds to wait for a connection, and for a reply (10)
- * @property {number} [stableAfter] seconds after which a connection counts as good: backoff starts anew (10)
- * @property {number} [maxBody] bytes of body that the server takes (4096)
- * @property {readonly number[]} [stopOn] disconnect codes after which not to try again (4001 refused, 4004 replaced)
- */
-
-/** @typedef {"closed" | "connecting" | "open" | "waiting"} State */
-
-/**
- * A connection to a goim server that comes back by itself. Events, all CustomEvent:
+ * One user's connection to a goim server; it comes back by itself. Events, all CustomEvent:
  *
  * | event         | detail |
  * |---------------|--------|
  * | `statechange` | `{ state, delay }`: delay in ms until the next try, 0 unless `waiting` |
- * | `message`     | a {@link Frame} that the server pushed |
+ * | `message`     | a {@link Frame} that the server pushed; one with a number (`seq`) is given once |
+ * | `seen`        | the number of the last message seen, to be kept for the option `seen` |
  * | `online`      | number of connections in this client's room, told by each heartbeat |
+ * | `presence`    | `{ roomId, joined, left, online }`: users who came to and left a watched room |
+ * | `expiring`    | `{ seconds }`: the token runs out then; a `token` function is asked for a new one |
+ * | `error`       | `{ error, op, body, delay }`: what the client asked for by itself (an acknowledge, a room after a reconnect, a refresh) was not done; delay in ms until it asks again, 0 for never |
  * | `disconnect`  | `{ code, message, final }`: a connection, or a try, ended; final: it is not tried again |
+ *
+ * Methods that ask the server reject as {@link Connection.send} does. The operations that they need have
+ * to be in the token's `accepts`; {@link EXTENSIONS} is all of them.
  */
-export class GoimClient extends EventTarget {
+export class GoimClient extends Connection {
   #options;
-  /** @type {State} */ #state = "closed";
-  /** @type {WebSocket | null} */ #socket = null;
-  /** @type {object | null} the running try; a try that is no longer this one has been given up */ #try = null;
-  /** @type {string[]} addresses that this round has not tried */ #urls = [];
-  /** @type {ReturnType<typeof readNodes> | null} */ #nodes = null;
-  /** @type {Map<number, { resolve: (frame: Frame) => void, reject: (error: GoimError) => void, timer: number }>} */
-  #replies = new Map();
-  #seq = 0;
-  #attempt = 0;
-  #openedAt = 0;
-  #unanswered = 0;
-  /** @type {{ retry?: number, deadline?: number, beat?: number, probe?: number }} */ #timers = {};
-  /** @type {AbortController | null} */ #listening = null;
+  /** What the token says of itself. @type {ReturnType<typeof told>} */ #told = told("", []);
+  #place = nowhere();
+  #seen;
+  #ack = noAcks();
+  /** @type {string | null} */ #renewed = null;
 
   /** @param {GoimOptions} options */
   constructor(options) {
-    super();
-    if (!options.url === !options.nodesUrl) throw new TypeError("options: give either url or nodesUrl");
+    super(options);
     this.#options = {
-      path: "/sub", heartbeat: 30, timeout: 10, stableAfter: 10, maxBody: 4096,
-      /** @type {readonly number[]} */ stopOn: [CloseCode.AUTH_REFUSED, CloseCode.REPLACED],
+      seen: 0, acknowledge: "auto", ackDelay: 0.1, ackEvery: 100, resume: true,
+      /** @type {readonly number[]} */ accepts: [],
       ...options,
     };
+    this.#seen = inboxNumber("seen", this.#options.seen);
   }
 
-  /** @returns {State} */
-  get state() {
-    return this.#state;
+  /** The number of the last message of the inbox that listeners were given, or that was acknowledged. */
+  get seen() {
+    return this.#seen;
   }
 
-  /** Connect, and stay connected until {@link close}. While it waits for its next try, try now. */
-  connect() {
-    if (this.#state === "connecting" || this.#state === "open") return;
-    this.#listen();
-    this.#open();
+  /** The rooms that were joined, beside the one that the connection started in or changed to. */
+  get rooms() {
+    return [...this.#place.joined];
   }
 
-  /** Drop the connection and make a new one at once: with a new token, for one. */
-  reconnect() {
-    this.#drop(new GoimError("reconnecting"));
-    this.#urls = [];
-    this.#listen();
-    this.#open();
-  }
-
-  /** Disconnect, and stay disconnected until {@link connect}. */
-  close() {
-    this.#listening?.abort();
-    this.#listening = null;
-    this.#drop(new GoimError("closed"));
-    this.#urls = [];
-    this.#attempt = 0;
-    this.#enter("closed");
-  }
-
-  /**
-   * Send a frame; the promise is the server's reply to it. Rejects with a {@link GoimError} when the
-   * server refuses the frame (its code), when no reply comes, and when the connection is or gets lost.
-   * @param {number} op
-   * @param {string | Uint8Array} [body]
-   * @returns {Promise<Frame>}
-   */
-  send(op, body = "") {
-    return new Promise((resolve, reject) => {
-      if (this.#state !== "open") throw new GoimError("not connected");
-      const seq = this.#nextSeq();
-      const bytes = encode(op, body, seq);
-      const size = bytes.length - HEADER_SIZE;
-      const { maxBody, timeout } = this.#options;
-      // The server would close the connection over it. 413 is what HTTP calls this.
-      if (size > maxBody) throw new GoimError(`a body of ${size} bytes; at most ${maxBody} are allowed`, 413);
-      // The entry stays after a timeout, so that a late reply is not taken for a push.
-      const timer = later(timeout, () => reject(new GoimError("no reply")));
-      this.#replies.set(seq, { resolve, reject, timer });
-      this.#socket?.send(bytes);
-    });
-  }
-
-  /**
-   * Move to the room `type://id`; empty leaves the room. Like {@link subscribe} this holds for the
-   * connection: the token decides where the next one starts.
-   * @param {string} roomId
-   */
+  /** Move to the room `type://id`; empty leaves the room. @param {string} roomId */
   async changeRoom(roomId) {
-    const reply = await this.send(Op.CHANGE_ROOM, roomId);
-    // To a client without ERROR in `accepts`, goim_core refuses by naming the room that it is still in.
-    if (reply.text() !== roomId) throw new GoimError("the server did not change the room", 403);
-    this.#beat(); // its answer is the online count of the new room
+    const reply = await this.#ask(Op.CHANGE_ROOM, roomId);
+    const before = this.#room;
+    this.#place.room = roomId;
+    this.#unwatchLeft(before);
+    this._beat(); // its answer is the online count of the new room
     return reply;
   }
 
+  /** Be in one more room `type://id` (JOIN, 24). @param {string} roomId */
+  async join(roomId) {
+    await this.#ask(Op.JOIN, roomId);
+    this.#place.joined.add(roomId);
+  }
+
+  /** Leave a room that was joined (LEAVE, 26). @param {string} roomId */
+  async leave(roomId) {
+    await this.#ask(Op.LEAVE, roomId);
+    this.#place.joined.delete(roomId);
+    this.#unwatchLeft(roomId);
+  }
+
+  /**
+   * Who is in a room that this client is in (MEMBERS, 28): at most `limit` users after the first
+   * `offset`. `next` is the offset of those after them, null at the end.
+   * @param {string} roomId
+   * @param {{ offset?: number, limit?: number }} [page]
+   * @returns {Promise<Members>}
+   */
+  async members(roomId, { offset = 0, limit = 100 } = {}) {
+    const reply = await this.#ask(Op.MEMBERS, JSON.stringify({ room_id: roomId, offset, limit }));
+    return named(reply.json());
+  }
+
+  /** From now on get `presence` events of a room that this client is in (WATCH, 30; PRESENCE, 34). @param {string} roomId */
+  async watch(roomId) {
+    await this.#ask(Op.WATCH, roomId);
+    this.#place.watched.add(roomId);
+  }
+
+  /** No longer get `presence` events of the room (UNWATCH, 32). @param {string} roomId */
+  async unwatch(roomId) {
+    await this.#ask(Op.UNWATCH, roomId);
+    this.#place.watched.delete(roomId);
+  }
+
   /** Also get pushes of these operations. @param {number[]} ops */
-  subscribe(ops) {
-    return this.send(Op.SUB, ops.join(","));
+  async subscribe(ops) {
+    const reply = await this.#ask(Op.SUB, ops.join(","));
+    for (const op of ops) this.#place.ops.set(op, true);
+    return reply;
   }
 
   /** No longer get pushes of these operations. @param {number[]} ops */
-  unsubscribe(ops) {
-    return this.send(Op.UNSUB, ops.join(","));
+  async unsubscribe(ops) {
+    const reply = await this.#ask(Op.UNSUB, ops.join(","));
+    for (const op of ops) this.#place.ops.set(op, false);
+    return reply;
   }
 
-  async #open() {
-    this.#drop(new GoimError("not connected"));
-    const attempt = (this.#try = {});
-    this.#enter("connecting");
-    try {
-      if (!this.#urls.length) this.#urls = await this.#addresses();
-      const { token } = this.#options;
-      const value = await (typeof token === "function" ? token() : token);
-      if (attempt === this.#try) this.#start(value);
-    } catch (error) {
-      if (attempt === this.#try) this.#lost(0, error instanceof Error ? error.message : String(error));
+  /**
+   * What is kept in the inbox after number `after`, oldest first, in pages of at most `limit` (SYNC, 22):
+   *
+   *     for await (const page of client.sync()) for (const frame of page) show(frame);
+   *
+   * Seen before or not; it acknowledges nothing.
+   * @param {{ after?: number, limit?: number }} [from]
+   * @returns {AsyncGenerator<Frame[], void, void>}
+   */
+  async *sync({ after = 0, limit = 100 } = {}) {
+    for (;;) {
+      const page = decode((await this.#ask(Op.SYNC, `${after},${limit}`)).body);
+      if (!page.length) return;
+      const { seq } = page[page.length - 1];
+      if (seq <= after) throw new GoimError(`sync: the page after ${after} ends with ${seq}`);
+      after = seq;
+      yield page;
     }
   }
 
-  async #addresses() {
-    const { url, nodesUrl = "", path, timeout } = this.#options;
-    if (url) return [url];
-    const from = new URL(nodesUrl, globalThis.location?.href);
-    const secure = (globalThis.location ?? from).protocol === "https:";
-    try {
-      const response = await fetch(from, { signal: AbortSignal.timeout(timeout * 1000), cache: "no-store" });
-      const { code, message, data } = await response.json();
-      if (code !== 0) throw new GoimError(`nodes: ${message || "no answer"}`, code);
-      this.#nodes = readNodes(data, from, { secure, path });
-    } catch (error) {
-      if (!this.#nodes) throw error; // else what was known last may still work
-    }
-    return [...this.#nodes.urls];
+  /**
+   * Everything up to number `seq` of the inbox has arrived (ACK, 20); what of it has not been given to
+   * listeners will not be. It is sent soon, as one with what follows; without a connection, on the next.
+   * @param {number} seq
+   */
+  ack(seq) {
+    inboxNumber("seq", seq);
+    if (this.state === "open" && !this.#accepts(Op.ACK)) throw new GoimError("ack: ACK (20) is not in accepts");
+    this.#saw(seq);
+    this.#owe(seq);
   }
 
-  /** @param {object | string} token */
-  #start(token) {
-    const socket = new WebSocket(/** @type {string} */ (this.#urls.shift()));
-    socket.binaryType = "arraybuffer";
-    socket.onopen = () =>
-      socket.send(encode(Op.AUTH, typeof token === "string" ? token : JSON.stringify(token), this.#nextSeq()));
-    socket.onmessage = ({ data }) => this.#receive(socket, data);
-    socket.onclose = ({ code, reason }) => this.#lost(code, reason || "connection lost");
-    this.#socket = socket;
-    this.#timers.deadline = later(this.#options.timeout, () => this.#lost(0, "no answer in time"));
+  /**
+   * Whether these users are here, and when they were last (LAST_SEEN, 36): by their ids.
+   * @param {number[]} mids at most 100
+   * @returns {Promise<Record<string, Seen>>}
+   */
+  async lastSeen(mids) {
+    return (await this.#ask(Op.LAST_SEEN, JSON.stringify(mids))).json();
   }
 
-  /** @param {WebSocket} socket @param {ArrayBuffer | string} data */
-  #receive(socket, data) {
-    let frames;
-    try {
-      if (typeof data === "string") throw new GoimError("frame: expected a binary message");
-      frames = decode(new Uint8Array(data));
-    } catch (error) {
-      this.#lost(0, /** @type {Error} */ (error).message);
-      return;
-    }
-    for (const frame of frames) {
-      if (socket !== this.#socket) return; // a frame before this one, or its listener, ended the connection
-      this.#take(frame);
-    }
+  /**
+   * Give the server a newer token of the same user (REFRESH, 38): this one, or what the option `token`
+   * says now. Where that is no function, the next connections begin with this one.
+   * @param {object | string} [token]
+   */
+  async refresh(token) {
+    const text = token === undefined ? await this._token() : written(token);
+    await this.#ask(Op.REFRESH, text);
+    this.#renewed = text;
   }
 
-  /** @param {Frame} frame */
-  #take(frame) {
-    const reply = this.#replies.get(frame.seq);
-    if (frame.op === Op.AUTH_REPLY) this.#opened();
-    else if (frame.op === Op.HEARTBEAT_REPLY) this.#answered(frame);
-    else if (frame.op === Op.DISCONNECT_REPLY) {
-      const { code, message } = reason(frame);
-      this.#lost(code, message);
-    } else if (reply) {
-      this.#replies.delete(frame.seq);
-      clearTimeout(reply.timer);
-      if (frame.op !== Op.ERROR) reply.resolve(frame);
-      else {
-        const { code, message } = reason(frame);
-        reply.reject(new GoimError(message, code));
+  // Requests.
+
+  /**
+   * A request and its own reply. Without ERROR in `accepts` a refusal is a reply that does not say what it should.
+   * @param {number} op @param {string} body
+   */
+  async #ask(op, body) {
+    const reply = await this.send(op, body);
+    const said = ECHOED.has(op) ? reply.text() === body : reply.body.length > 0 || MAY_BE_EMPTY.has(op);
+    if (reply.op !== op + 1 || !said) {
+      throw new GoimError("refused; with ERROR (18) in accepts the server says why", ErrorCode.FORBIDDEN);
+    }
+    return reply;
+  }
+
+  /**
+   * Ask until the server answers or refuses; a rate limit, silence, and a failure over there pass.
+   * @param {number} op @param {() => string | Promise<string>} body asked for at each try
+   * @param {() => void} [refused]
+   * @returns {Promise<Frame | null>} null when it was refused, or the connection is another by now
+   */
+  async #insist(op, body, refused) {
+    const era = this._era;
+    for (let tries = 0; era === this._era; tries++) {
+      let text = "";
+      try {
+        const made = body();
+        text = typeof made === "string" ? made : await made; // what is there already is sent at once
+        if (era === this._era) return await this.#ask(op, text);
+      } catch (error) {
+        if (era !== this._era) break;
+        const code = error instanceof GoimError ? error.code : 0;
+        const passes = code === 0 || code === ErrorCode.TOO_MANY || (code >= 500 && code < 600);
+        const seconds = passes ? backoffDelay(tries, PERSISTENCE) : 0;
+        if (!passes) refused?.();
+        this._emit("error", { error, op, body: op === Op.REFRESH ? "" : text, delay: seconds * 1000 });
+        if (!passes) break;
+        await new Promise((resolve) => this._later(seconds, () => resolve(null))); // or never, with the connection
       }
-    } else this.#emit("message", frame);
+    }
+    return null;
   }
 
-  #opened() {
-    if (this.#state !== "connecting") return;
-    clearTimeout(this.#timers.deadline);
-    this.#openedAt = performance.now();
-    this.#unanswered = 0;
-    const seconds = Math.min(this.#options.heartbeat, this.#nodes?.heartbeat || Infinity);
-    this.#timers.beat = /** @type {any} */ (setInterval(() => this.#tick(), seconds * 1000));
-    this.#enter("open");
-    this.#beat();
-  }
+  // The inbox.
 
-  #tick() {
-    if (this.#unanswered >= 2) this.#lost(0, "two heartbeats without an answer");
+  /** @protected @param {Frame} frame */
+  _pushed(frame) {
+    if (frame.op === Op.PRESENCE) this._emit("presence", named(frame.json()));
+    else if (frame.op === Op.EXPIRING) this.#expires(frame);
+    else if (frame.seq === 0) this._emit("message", frame);
     else {
-      this.#unanswered++;
-      this.#beat();
+      // A connection begins behind what is acknowledged. One that does not has another inbox, begun anew.
+      if (frame.seq <= this.#ack.begins) this.#forgetInbox();
+      this.#ack.begins = 0;
+      const fresh = frame.seq > this.#seen; // else a second copy: the acknowledge of the first was lost
+      if (fresh) this._emit("message", frame);
+      this.#saw(frame.seq);
+      if (this.#options.acknowledge === "auto") this.#owe(frame.seq);
     }
   }
 
-  #beat() {
-    if (this.#state === "open") this.#socket?.send(encode(Op.HEARTBEAT, "", this.#nextSeq()));
+  /** @param {number} seq */
+  #saw(seq) {
+    if (seq <= this.#seen) return;
+    this.#seen = seq;
+    this._emit("seen", seq);
+  }
+
+  #forgetInbox() {
+    this._cancel(this.#ack.timer);
+    this.#ack = noAcks();
+    this.#seen = 0;
+  }
+
+  /** @param {number} seq */
+  #owe(seq) {
+    this.#ack.due = Math.max(this.#ack.due, seq);
+    this.#ack.messages++;
+    this.#acknowledgeSoon();
+  }
+
+  #acknowledgeSoon() {
+    const { due, sent, messages, busy, timer } = this.#ack;
+    if (busy || due <= sent || this.state !== "open" || !this.#accepts(Op.ACK)) return;
+    if (messages >= this.#options.ackEvery) this.#acknowledge();
+    else if (!timer) this.#ack.timer = this._later(this.#options.ackDelay, () => this.#acknowledge());
+  }
+
+  async #acknowledge() {
+    const ack = this.#ack;
+    this._cancel(ack.timer);
+    ack.timer = 0;
+    ack.busy = true; // one at a time: whatever comes meanwhile is one more
+    const reply = await this.#insist(Op.ACK, () => {
+      ack.messages = 0;
+      return String((ack.sent = ack.due));
+    });
+    if (reply) ack.confirmed = Number(reply.text()) || 0;
+    ack.busy = false;
+    if (ack === this.#ack) this.#acknowledgeSoon();
+  }
+
+  /** What has not been acknowledged goes out now; nobody will be there for the reply. @protected */
+  _leaving() {
+    const { due, confirmed } = this.#ack;
+    if (due > confirmed && this.#accepts(Op.ACK)) this._post(Op.ACK, String(due));
+  }
+
+  // From one connection to the next.
+
+  /** @protected @param {string} token */
+  _opened(token) {
+    this.#told = told(token, this.#options.accepts);
+    const { due, confirmed } = this.#ack;
+    this.#ack = { ...noAcks(), due, sent: confirmed, confirmed, begins: confirmed };
+    if (!this.#options.resume) this.#place = nowhere();
+    this.#resume();
+    this.#acknowledgeSoon();
+  }
+
+  /** @protected */
+  _ended() {
+    this.#place = nowhere();
+  }
+
+  /** @protected */
+  async _token() {
+    const chosen = typeof this.#options.token === "function" ? null : this.#renewed;
+    return chosen ?? super._token();
+  }
+
+  #resume() {
+    const place = this.#place;
+    const { room, joined, watched, ops } = place;
+    /** @param {string} roomId */
+    const watch = (roomId) => this.#insist(Op.WATCH, () => roomId, () => watched.delete(roomId));
+    /** @param {number} op @param {string} roomId @param {() => void} refused */
+    const enter = async (op, roomId, refused) => {
+      const entered = await this.#insist(op, () => roomId, () => {
+        refused();
+        this.#unwatchLeft(roomId);
+      });
+      if (entered && watched.has(roomId)) watch(roomId);
+    };
+    const moved = room !== null && room !== this.#told.room;
+    if (moved) enter(Op.CHANGE_ROOM, room, () => (place.room = null));
+    for (const roomId of joined) enter(Op.JOIN, roomId, () => joined.delete(roomId));
+    for (const roomId of watched) {
+      if (joined.has(roomId) || (moved && roomId === room)) continue; // once it is entered
+      if (this.#told.room === null || this.#told.room === roomId) watch(roomId);
+      else watched.delete(roomId); // the token starts elsewhere now
+    }
+    for (const op of [Op.SUB, Op.UNSUB]) {
+      const those = [...ops.keys()].filter((name) => ops.get(name) === (op === Op.SUB));
+      if (those.length) this.#insist(op, () => those.join(","), () => those.forEach((name) => ops.delete(name)));
+    }
+  }
+
+  /** The room of CHANGE_ROOM, or of the token. */
+  get #room() {
+    return this.#place.room ?? this.#told.room;
+  }
+
+  /** A room that was left is not watched any more, unless the client is in it another way. @param {string | null} roomId */
+  #unwatchLeft(roomId) {
+    const { joined, watched } = this.#place;
+    if (roomId !== null && roomId !== this.#room && !joined.has(roomId)) watched.delete(roomId);
+  }
+
+  /** @param {number} op */
+  #accepts(op) {
+    return this.#place.ops.get(op) ?? this.#told.accepts.has(op);
   }
 
   /** @param {Frame} frame */
-  #answered({ body }) {
-    this.#unanswered = 0;
-    clearTimeout(this.#timers.probe);
-    if (body.length >= 4) this.#emit("online", new DataView(body.buffer, body.byteOffset).getInt32(0));
-  }
-
-  /** The page or the network is back: do not wait, and do not trust a socket that slept. */
-  #wake() {
-    if (this.#state === "waiting") this.#open();
-    else if (this.#state === "open") {
-      clearTimeout(this.#timers.probe);
-      this.#timers.probe = later(5, () => this.#lost(0, "connection lost"));
-      this.#beat();
-    }
-  }
-
-  #listen() {
-    if (this.#listening) return;
-    this.#listening = new AbortController();
-    const { signal } = this.#listening;
-    globalThis.addEventListener?.("online", () => this.#wake(), { signal });
-    const page = globalThis.document;
-    page?.addEventListener("visibilitychange", () => page.hidden || this.#wake(), { signal });
-  }
-
-  /** The connection or the try for one ended. @param {number} code @param {string} message */
-  #lost(code, message) {
-    const wasOpen = this.#state === "open";
-    if (wasOpen && performance.now() - this.#openedAt >= this.#options.stableAfter * 1000) this.#attempt = 0;
-    this.#drop(new GoimError(message, code));
-    const marker = (this.#try = {});
-    const final = this.#options.stopOn.includes(code);
-    this.#emit("disconnect", { code, message, final });
-    if (marker !== this.#try) return; // a listener closed or reconnected
-    if (final) this.close();
-    else if (!wasOpen && this.#urls.length) this.#open(); // the next address of this round
-    else {
-      this.#urls = [];
-      const backoff = { ...DEFAULT_BACKOFF, ...this.#nodes?.backoff, ...this.#options.backoff };
-      const seconds = backoffDelay(this.#attempt++, backoff);
-      this.#timers.retry = later(seconds, () => this.#open());
-      this.#enter("waiting", seconds * 1000);
-    }
-  }
-
-  /** Let go of the socket, of all timers, and of everyone who waits for a reply. @param {GoimError} error */
-  #drop(error) {
-    this.#try = null;
-    for (const timer of Object.values(this.#timers)) clearTimeout(timer);
-    this.#timers = {};
-    const socket = this.#socket;
-    this.#socket = null;
-    if (socket) {
-      socket.onopen = socket.onmessage = socket.onclose = null;
-      socket.close();
-    }
-    const replies = [...this.#replies.values()];
-    this.#replies.clear();
-    for (const { reject, timer } of replies) {
-      clearTimeout(timer);
-      reject(error);
-    }
-  }
-
-  #nextSeq() {
-    this.#seq = (this.#seq % 0x7fffffff) + 1; // int32; 0 is a push
-    return this.#seq;
-  }
-
-  /** @param {State} state @param {number} [delay] */
-  #enter(state, delay = 0) {
-    if (state === this.#state) return;
-    this.#state = state;
-    this.#emit("statechange", { state, delay });
-  }
-
-  /** @param {string} type @param {unknown} detail */
-  #emit(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail }));
+  #expires(frame) {
+    const seconds = Number(frame.json().seconds) || 0;
+    this._emit("expiring", { seconds });
+    if (typeof this.#options.token !== "function") return; // the same again would not help
+    // Not all clients at once; nor one without a pause, when its new tokens run out as soon.
+    this._later(seconds * (0.1 + 0.4 * Math.random()), () => this.#insist(Op.REFRESH, () => this._token()));
   }
 }
 
-/** @param {number} seconds @param {() => void} what @returns {number} */
-function later(seconds, what) {
-  return /** @type {any} */ (setTimeout(what, seconds * 1000));
+/** @param {string} name @param {unknown} value @returns {number} */
+function inboxNumber(name, value) {
+  if (Number.isInteger(value) && Number(value) >= 0 && Number(value) <= 0x7fffffff) return Number(value);
+  throw new RangeError(`${name}: expected a number of the inbox, got ${value}`);
 }
 
-/** The code and message of an op 6 or op 18 body. In goim an op 6 body is opaque. @param {Frame} frame */
-function reason(frame) {
-  const text = frame.text();
+/**
+ * The room and the operations that a token in goim's JSON asks for; any other token keeps them to itself.
+ * @param {string} token @param {readonly number[]} accepts
+ */
+function told(token, accepts) {
+  let read = null;
   try {
-    const { code = 0, message = "" } = JSON.parse(text);
-    return { code: Number(code), message: String(message) || text };
-  } catch {
-    return { code: 0, message: text || "closed by the server" };
-  }
+    read = JSON.parse(token);
+  } catch { /* see above */ }
+  const room = read === null ? null : String(read.room_id ?? "");
+  return { room, accepts: new Set(Array.isArray(read?.accepts) ? read.accepts : accepts) };
+}
+
+/** With the names that JavaScript has for things. @param {any} data @returns {any} */
+function named({ room_id: roomId, ...rest }) {
+  return { roomId, ...rest };
 }

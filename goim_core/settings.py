@@ -1,0 +1,259 @@
+"""What ``goim-core serve`` is told, by its call and its configuration file, and the server made of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from goim_core.auth import OpenAuth, SignedTokenAuth
+from goim_core.errors import ConfigurationError
+from goim_core.hooks import AuthHook, Hook, MessageHook, RoomHook, SessionHook
+from goim_core.options import Options
+from goim_core.server import Server
+from goim_core.storage import StorageHook
+
+__all__ = [
+    "BACKENDS",
+    "DEFAULT_DOORS",
+    "DOORS",
+    "SECRET_VARIABLE",
+    "SETTINGS",
+    "TABLES",
+    "backend_of",
+    "options_of",
+    "read_config",
+    "read_secrets",
+    "server_of",
+    "settings_of",
+]
+
+BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+DOORS = ("tcp", "tls", "ws", "wss", "http")
+DEFAULT_DOORS = {"tcp": ":3101", "ws": ":3102", "http": "127.0.0.1:3111"}
+"""goim's ports."""
+HOOKS: dict[str, type[Hook]] = {
+    "auth": AuthHook,
+    "rooms": RoomHook,
+    "sessions": SessionHook,
+    "messages": MessageHook,
+    "storage": StorageHook,
+}
+SETTINGS = (*DOORS, *HOOKS, "backend", "certificate", "private_key", "host", "name", "log")
+SIGNED = ("secret_file", "cookie", "origins")
+JWT = (
+    "key_file", "jwks", "algorithms", "audience", "issuer", "leeway", "mid_claim", "claims", "require",
+    "cookie", "origins",
+)  # fmt: skip
+TABLES: dict[str, tuple[str, ...]] = {
+    "options": tuple(attrs.fields_dict(Options)),
+    "signed": SIGNED,
+    "jwt": JWT,
+}
+"""The tables of a configuration file, and what may be in each."""
+SECRET_VARIABLE = "GOIM_CORE_SECRET"  # noqa: S105  # its name only
+
+CHOICES = {
+    "auth": "'open', 'signed', 'jwt' or MODULE:CLASS",
+    "storage": "'memory', 'sqlite:FILE', 'postgres:DSN' or MODULE:CLASS",
+}
+"""What a setting may be, where it is more than MODULE:CLASS."""
+STORAGES = {
+    "memory": "goim_core.memory_storage:MemoryStorage",
+    "sqlite": "goim_core.adapters.sqlite:SQLiteStorage",
+    "postgres": "goim_core.adapters.postgres:PostgresStorage",
+}
+"""The ready-made storages. Loaded by name: an adapter needs what may not be installed."""
+
+
+def settings_of(call: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the configuration file, and over them those of the call."""
+    settings = read_config(call.config) if call.config is not None else {}
+    settings |= {name: value for name in SETTINGS if (value := getattr(call, name)) is not None}
+    if call.secret_file is not None:
+        settings["signed"] = {**settings.get("signed", {}), "secret_file": call.secret_file}
+    if not any(settings.get(door) for door in DOORS):
+        settings |= DEFAULT_DOORS
+    return settings
+
+
+def read_config(config: Path) -> dict[str, Any]:
+    """The settings and tables in a TOML file; raises ConfigurationError that names the file."""
+    try:
+        settings = tomllib.loads(config.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"config: cannot read {str(config)!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{config}: {error}") from None
+    for name, value in settings.items():
+        if name in TABLES:
+            _check_table(name, value)
+            continue
+        if name not in SETTINGS:
+            tables = ", ".join(f"[{table}]" for table in TABLES)
+            raise ConfigurationError(f"{config}: {name}: expected one of {', '.join(SETTINGS)}, {tables}")
+        texts = value if name in DOORS and isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigurationError(f"{config}: {name}: expected text, got {value!r}")
+    return settings
+
+
+def _check_table(table: str, given: Any) -> None:
+    if not isinstance(given, dict):
+        raise ConfigurationError(f"{table}: expected a table, got {given!r}")
+    for name in given:
+        if name not in TABLES[table]:
+            raise ConfigurationError(f"{table}: {name}: expected one of {', '.join(TABLES[table])}")
+
+
+def backend_of(name: str) -> tuple[str, dict[str, Any]]:
+    """anyio's name of the event loop and its options; raises ConfigurationError where it is missing."""
+    if name not in BACKENDS:
+        raise ConfigurationError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        raise ConfigurationError(f"backend: {name} is missing; pip install 'goim_core[{name}]'") from None
+    return BACKENDS[name]
+
+
+def server_of(settings: dict[str, Any]) -> Server:
+    """The server that the settings describe; raises ConfigurationError that names one."""
+    settings = dict(settings)
+    tables = {table: settings.pop(table, {}) for table in TABLES}
+    chosen = {name: settings.pop(name, None) for name in HOOKS}
+    certificate, private_key = settings.pop("certificate", None), settings.pop("private_key", None)
+    if not certificate and (settings.get("tls") or settings.get("wss")):
+        raise ConfigurationError("certificate: missing, tls and wss need one")
+    if chosen["auth"] is None:
+        raise ConfigurationError(
+            f"auth: missing: expected {CHOICES['auth']}. 'open' believes any token, for development; "
+            "'signed' takes those of goim-core token"
+        )
+    hooks = {name: _hook(name, choice, tables) for name, choice in chosen.items() if choice is not None}
+    return Server(
+        **hooks,
+        ssl_context=_ssl_context(certificate, private_key) if certificate else None,
+        options=options_of(tables["options"]),
+        **settings,
+    )
+
+
+def options_of(given: Any) -> Options:
+    """The options in a configuration file's table; raises ConfigurationError that names one."""
+    _check_table("options", given)
+    return Options(**given)
+
+
+# Hooks.
+
+
+def _hook(setting: str, choice: str, tables: dict[str, dict[str, Any]]) -> Any:
+    if setting == "auth" and choice in _AUTHS:
+        return _AUTHS[choice](tables)
+    if setting == "storage":
+        return _storage(choice)
+    return _load(setting, choice)()
+
+
+def _open(_: dict[str, dict[str, Any]]) -> AuthHook:
+    return OpenAuth()
+
+
+def _signed(tables: dict[str, dict[str, Any]]) -> AuthHook:
+    table = dict(tables["signed"])
+    return SignedTokenAuth(read_secrets(table.pop("secret_file", None)), **table)
+
+
+def _jwt(tables: dict[str, dict[str, Any]]) -> AuthHook:
+    table = dict(tables["jwt"])
+    hook = _load("auth", "goim_core.adapters.jwt:JWTAuth")
+    if "algorithms" not in table:
+        raise ConfigurationError("algorithms: missing from the table [jwt] of the configuration file")
+    if ("key_file" in table) == ("jwks" in table):
+        raise ConfigurationError("key_file: the table [jwt] needs either key_file or jwks")
+    if "key_file" in table:
+        # A shared secret may have any bytes, but that an editor ends the file with a line is no part of it.
+        table["key"] = _read_file("key_file", table.pop("key_file")).removesuffix(b"\n").removesuffix(b"\r")
+    return hook(**table)  # type: ignore[no-any-return]
+
+
+_AUTHS: dict[str, Callable[[dict[str, dict[str, Any]]], AuthHook]] = {
+    "open": _open,
+    "signed": _signed,
+    "jwt": _jwt,
+}
+
+
+def _storage(choice: str) -> Any:
+    name, _, where = choice.partition(":")
+    if choice.startswith(("postgres://", "postgresql://")):
+        name, where = "postgres", choice
+    if name not in STORAGES or (name == "memory" and where):
+        return _load("storage", choice)()
+    if name == "memory":
+        return _load("storage", STORAGES[name])()
+    if not where:
+        raise ConfigurationError(f"storage: expected {CHOICES['storage']}; got {choice!r}")
+    return _load("storage", STORAGES[name])(where)
+
+
+def _load(setting: str, name: str) -> Any:
+    """The class ``name``, MODULE:CLASS."""
+    module, colon, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute) if colon else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{setting}: cannot load {name!r}: {error}") from None
+    kind = HOOKS[setting]
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        expected = f"{CHOICES.get(setting, 'MODULE:CLASS')}, a subclass of {kind.__name__}"
+        raise ConfigurationError(f"{setting}: expected {expected}; got {name!r}")
+    return found
+
+
+# Files.
+
+
+def read_secrets(path: str | None) -> list[bytes]:
+    """The secrets in a file, or else in the environment: one a line, of which the first one signs."""
+    if path is not None:
+        text, source = _read_file("secret-file", path), repr(path)
+    elif (value := os.environ.get(SECRET_VARIABLE)) is not None:
+        text, source = os.fsencode(value), SECRET_VARIABLE
+    else:
+        raise ConfigurationError(f"secret-file: missing: name a file, or set {SECRET_VARIABLE}")
+    secrets = [line.strip() for line in text.splitlines() if line.strip()]
+    if not secrets:
+        raise ConfigurationError(f"secret-file: expected a secret in a line, {source} is empty")
+    return secrets
+
+
+def _read_file(setting: str, path: object) -> bytes:
+    if not isinstance(path, str):
+        raise ConfigurationError(f"{setting}: expected a file's name, got {path!r}")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{setting}: cannot read {path!r}: {error.strerror}") from None
+
+
+def _ssl_context(certificate: str, private_key: str | None) -> Any:
+    import ssl  # noqa: PLC0415  # a server without TLS does without OpenSSL
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except OSError as error:
+        raise ConfigurationError(f"certificate: cannot load {certificate!r}: {error}") from None
+    return context

@@ -1,0 +1,48 @@
+"""A server's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from goim_core.channel import Counters
+from goim_core.comet import Comet
+from goim_core.queue import Queue
+
+__all__ = ["Stats", "read_stats"]
+
+
+@frozen
+class Stats:
+    """A server's figures at one moment.
+
+    ``connections`` are all open sockets of clients, ``users`` those that are authenticated; ``opened`` and
+    ``deliveries`` count since the start, as do ``drops`` (messages by reason) and ``closes`` (connections
+    by close code); ``pending`` is how many pushes are accepted and not yet sent.
+    """
+
+    connections: int
+    users: int
+    addresses: int
+    rooms: int
+    opened: int
+    deliveries: int
+    pending: int
+    drops: Mapping[str, int]
+    closes: Mapping[int, int]
+
+
+def read_stats(counters: Counters, comet: Comet, queue: Queue) -> Stats:
+    """The figures now."""
+    return Stats(
+        connections=counters.opened - counters.closed,
+        users=len(comet.buckets),
+        addresses=len(comet.addresses),
+        rooms=len(comet.rooms),
+        opened=counters.opened,
+        deliveries=counters.deliveries,
+        pending=queue.pending,
+        drops=dict(counters.drops),
+        closes=dict(counters.closes),
+    )

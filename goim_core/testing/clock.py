@@ -1,0 +1,161 @@
+"""A clock that stands still until a test moves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+import anyio
+import anyio.lowlevel
+from attrs import define, field
+
+from goim_core.clock import Deadlines, Timed
+
+__all__ = ["ManualClock", "ManualDeadlines"]
+
+ROUNDING = 1e-6
+"""What is nearer than this has come: ten steps of 0.1 are a second here."""
+
+
+@define(eq=False)
+class _Alarm:
+    due: float
+    seconds: float
+    ring: Callable[[], object]
+
+
+@define(eq=False)
+class ManualClock:
+    """Time for :class:`goim_core.Server`'s ``clock``: it passes only in :meth:`advance`.
+
+    ``now`` and ``time`` are what the two clocks show at first, in seconds; ``time`` since 1970.
+    """
+
+    _now: float = 100.0
+    _time: float = 1_700_000_000.0
+    _alarms: list[_Alarm] = field(init=False, factory=list)
+    _slept: anyio.Event = field(init=False, factory=anyio.Event)
+    _moved: anyio.Event = field(init=False, factory=anyio.Event)
+    _released: float | None = field(init=False, default=None)
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock."""
+        return self._now + self._passed()
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        return self._time + self._passed()
+
+    def _passed(self) -> float:
+        return 0.0 if self._released is None else anyio.current_time() - self._released
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when a test has let ``seconds`` pass."""
+        if self._released is not None or seconds <= 0:
+            await anyio.sleep(max(seconds, 0))
+            return
+        woken = anyio.Event()
+        alarm = self._set(seconds, woken.set)
+        self._slept.set()
+        self._slept = anyio.Event()
+        try:
+            await woken.wait()
+        finally:
+            if alarm in self._alarms:
+                self._alarms.remove(alarm)
+
+    def call_later(self, seconds: float, action: Callable[[], object]) -> None:
+        """Call ``action`` when ``seconds`` have passed."""
+        self._set(seconds, action)
+
+    def _set(self, seconds: float, ring: Callable[[], object]) -> _Alarm:
+        alarm = _Alarm(self._now + seconds, seconds, ring)
+        self._alarms.append(alarm)
+        return alarm
+
+    @property
+    def sleepers(self) -> int:
+        """How many wait for time to pass."""
+        return len(self._alarms)
+
+    def next_due(self) -> float:
+        """When the next of those who sleep wakes, on :meth:`now`'s clock; infinity when nobody sleeps."""
+        return min((alarm.due for alarm in self._alarms), default=inf)
+
+    def advance(self, seconds: float) -> None:
+        """Let ``seconds`` pass at once: whoever sleeps for less wakes when the test waits the next time.
+
+        :meth:`App.advance <goim_core.testing.App.advance>` goes from one of them to the next instead.
+        """
+        if seconds < 0:
+            raise ValueError(f"seconds: time does not go back, got {seconds}")
+        self._now += seconds
+        self._time += seconds
+        self._ring(self._now + ROUNDING)
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    def _ring(self, until: float) -> None:
+        for alarm in sorted(self._alarms, key=lambda alarm: alarm.due):
+            if alarm.due <= until:
+                self._alarms.remove(alarm)
+                alarm.ring()
+
+    def release(self) -> None:
+        """Let time pass by itself from now on: a test is over, and what it failed to do shall not hang it."""
+        self._released = anyio.current_time()
+        self._ring(inf)
+
+    async def asleep(self, seconds: float) -> None:
+        """Return when somebody sleeps for that long, and has not been woken."""
+        while not any(alarm.seconds == seconds for alarm in self._alarms):
+            await self._slept.wait()
+
+    async def moved(self) -> None:
+        """Return when time has passed."""
+        await self._moved.wait()
+
+
+class ManualDeadlines(Deadlines):
+    """The deadlines of a server whose clock a test owns: exact, and looked at only when time has passed.
+
+    A wheel that looked for itself four times a second would make a test that lets an hour pass slow.
+    """
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self._manual = clock
+        self._watched: set[Timed] = set()
+
+    @classmethod
+    def of(cls, deadlines: Deadlines, clock: ManualClock) -> ManualDeadlines:
+        """Make ``deadlines``, in which nothing is yet, into manual ones, for all who hold them."""
+        deadlines.__class__ = cls
+        assert isinstance(deadlines, cls)
+        deadlines._manual, deadlines._watched = clock, set()  # noqa: SLF001
+        return deadlines
+
+    def watch(self, timed: Timed) -> None:
+        """See :meth:`~goim_core.clock.Deadlines.watch`."""
+        timed.slot = self._watched
+        self._watched.add(timed)
+
+    def next_due(self) -> float:
+        """When the first is due, on the clock's ``now``; infinity when there is none."""
+        return min((timed.due() for timed in self._watched), default=inf)
+
+    def expire(self, limit: int = 1000) -> bool:
+        """Call what is due. False: nothing is left, whatever ``limit`` says."""
+        now = self.clock.now() + ROUNDING
+        late = [(timed.due(), timed) for timed in self._watched]
+        for due, timed in sorted(late, key=lambda each: each[0]):
+            if due <= now and timed.slot is self._watched:
+                self.forget(timed)
+                timed.on_deadline()
+        return False
+
+    async def run(self) -> None:
+        """Keep the deadlines until cancelled."""
+        while True:
+            await self._manual.moved()
+            self.expire()
