@@ -71,7 +71,10 @@ async def bare_sqlite3(path: Path) -> float:
     for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", *sqlite.SCHEMA.split(";")):
         connection.execute(statement)
     count = "INSERT INTO user (mid, last) VALUES (?, 1) ON CONFLICT (mid) DO UPDATE SET last = last + 1"
-    insert = "INSERT INTO message (mid, seq, at, op, body) VALUES (?1, (SELECT last FROM user WHERE mid = ?1), ?2, ?3, ?4)"
+    insert = (
+        "INSERT INTO message (mid, seq, at, op, body) "
+        "VALUES (?1, (SELECT last FROM user WHERE mid = ?1), ?2, ?3, ?4)"
+    )
     begin = time.perf_counter()
     for number in range(SINGLE):
         mid = number % USERS
@@ -116,9 +119,8 @@ def main() -> int:
         f"{WAITING} waiting, median of {arguments.rounds} rounds (least to most), pushes a second"
     )
     for name, values in rates.items():
-        print(
-            f"  {name.replace('_', ' '):16} {median(values):8,.0f}  ({min(values):,.0f} to {max(values):,.0f})"
-        )
+        spread = f"({min(values):,.0f} to {max(values):,.0f})"
+        print(f"  {name.replace('_', ' '):16} {median(values):8,.0f}  {spread}")
     ratio = median(rates["grouped"]) / median(rates["one_commit_each"])
     bare = median(rates["grouped"]) / median(rates["bare_sqlite3"])
     print(f"  grouped is {ratio:.1f} times one commit each (target: {TARGET}), {bare:.1f} times bare sqlite3")

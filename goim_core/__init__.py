@@ -37,6 +37,6 @@ __all__ = [
     "GoimError", "HookError", "LoginPolicy", "MemoryQueue", "MemoryRegistry", "MemoryStorage", "MessageHook",
     "Op", "OpenAuth", "Options", "OutboxPolicy", "ProtocolError", "PushMsg", "PushType", "Pusher", "Queue",
     "QueueFull", "Refused", "Registry", "Request", "Response", "RoomHook", "Server", "ServerStopped",
-    "Session", "SessionHook", "SignedTokenAuth", "Stats", "StorageError", "StorageHook", "StorePolicy", "Stored",
-    "TokenAuth", "pages", "sign_token",
+    "Session", "SessionHook", "SignedTokenAuth", "Stats", "StorageError", "StorageHook", "StorePolicy",
+    "Stored", "TokenAuth", "pages", "sign_token",
 ]  # fmt: skip

@@ -223,11 +223,9 @@ class Channel:
             self.port.close(Disconnect("too slow: what waits for this connection is full", CloseCode.SLOW))
         elif options.outbox_policy is OutboxPolicy.DROP_OLDEST:
             dropped = outbox.drop_oldest(outbox.size + len(data) - options.outbox_bytes)
-            if dropped and self.fits(data):
+            if dropped:  # the newest comes in even where replies, which stay, leave it too little room
                 outbox.add(data, count)
-            else:
-                dropped += count
-            self.dropped(dropped, "drop_oldest")
+            self.dropped(dropped or count, "drop_oldest")
         else:
             self.dropped(count, "drop_newest")
 

@@ -124,7 +124,7 @@ class Conversation(Connection):
         if session.expires < inf:
             left = session.expires - edge.deadlines.clock.time()
             if Op.EXPIRING in self.channel.accepts:
-                left -= edge.options.refresh_notice
+                left -= min(edge.options.refresh_notice, left / 2)
             self.expiry = edge.deadlines.clock.now() + max(0.0, left)
         else:
             self.expiry = inf

@@ -95,6 +95,11 @@ class Exchanges:
         self._active.add(scope)
         self._tasks.start_soon(self._go_on, scope, flow, step, done, failed)
 
+    @property
+    def active(self) -> bool:
+        """Whether an exchange is under way."""
+        return bool(self._active)
+
     async def idle(self) -> None:
         """Return when no exchange is under way."""
         while self._active:
@@ -119,7 +124,7 @@ class Exchanges:
                         "hook timed out after %s s: %s", self._timeout, getattr(flow, "__qualname__", flow)
                     )
             if scope.cancelled_caught:
-                outcome = _Outcome(error=Disconnect("the server is stopping", CloseCode.GOING_AWAY))
+                outcome = _cut(flow, awaitable, Disconnect("the server is stopping", CloseCode.GOING_AWAY))
             # Whoever is told may begin the next: for them this one is over.
             self._active.discard(scope)
             _report(outcome, done, failed)
@@ -141,6 +146,15 @@ async def _run(flow: Flow[Any], step: Awaitable[Any] | _Outcome) -> _Outcome:
         else:
             step = _step(flow.send, value)
     return step
+
+
+def _cut(flow: Flow[Any], step: Awaitable[Any] | _Outcome, why: Disconnect) -> _Outcome:
+    """End ``flow``, which may never have had its turn: what it cleans up is done before anyone is told."""
+    while not isinstance(step, _Outcome):
+        if inspect.iscoroutine(step):
+            step.close()
+        step = _step(flow.throw, why)
+    return _Outcome(error=why)
 
 
 def _own_fault(error: BaseException) -> BaseException:

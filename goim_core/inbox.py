@@ -87,7 +87,10 @@ class Inbox:
 
     def go_on(self) -> None:
         """Read what comes next, unless that is under way or the last page has not left yet."""
-        if self.behind and not self.reading and self.channel.outbox is None and not self.closed:
+        if self.channel.outbox is not None or self.closed:
+            return
+        self.before = self.sent
+        if self.behind and not self.reading:
             self.reading = True
             seq = self.announced
             if self.sent < 0:
@@ -154,14 +157,14 @@ class Inbox:
 
     def _send(self, seq: int, packet: Packet | None) -> None:
         channel = self.channel
-        if channel.outbox is None:
-            self.before = self.sent
         if packet is not None:
             channel.port.counters.deliveries += packet.count
             # Never dropped by a policy: the numbers would have a gap.
             channel.append(packet.forms[channel.form])
         # Only now: a socket that is found broken ends the connection, and this was not written.
         self.sent = seq
+        if channel.outbox is None:
+            self.before = seq
 
     def _live(self, op: int, packet: Packet) -> None:
         if op in self.channel.accepts:

@@ -107,8 +107,6 @@ class _Inbox:
         if key:
             if self.keys is _NONE:
                 self.keys = {}
-            # Taken out first, so that the keys stay in the order of their messages.
-            self.keys.pop(key, None)
             self.keys[key] = self.last
         surplus = len(self.messages) - retention.keep
         if surplus > retention.slack:

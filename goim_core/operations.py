@@ -95,7 +95,7 @@ class Operations:
         if frame.op == Op.CHANGE_ROOM:
             room_id = channel.room.id if channel.room is not None else ""
             return encode(Op.CHANGE_ROOM_REPLY, room_id.encode(), frame.seq, frame.ver)
-        op = frame.op + 1 if frame.op in self._own else frame.op
+        op = frame.op + 1 if frame.op in (Op.SUB, Op.UNSUB) else frame.op
         return encode(op, b"", frame.seq, frame.ver)
 
     # Rooms and operations.

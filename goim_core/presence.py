@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from attrs import Factory, define
 
-from goim_core.channel import Channel, deliver
+from goim_core.channel import Channel
 from goim_core.clock import Deadlines, Timer
 from goim_core.errors import ErrorCode, Refused
 from goim_core.protocol import Op, encode
@@ -108,8 +108,11 @@ class Presence:
         for joined, left in _parts(*watch.changes()):
             event = {"room_id": watch.room.id, "joined": joined, "left": left, "online": watch.room.online}
             body = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-            watchers = [channel for channel in watch.watchers if Op.PRESENCE in channel.accepts]
-            deliver(watchers, Packet([encode(Op.PRESENCE, body)]))
+            packet = Packet([encode(Op.PRESENCE, body)])
+            for channel in [c for c in watch.watchers if Op.PRESENCE in c.accepts]:
+                dropped = channel.drops
+                channel.push(packet)
+                channel.port.counters.deliveries += packet.count - (channel.drops - dropped)
 
 
 def _parts(joined: list[int], left: list[int]) -> Iterator[tuple[list[int], list[int]]]:

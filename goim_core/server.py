@@ -72,6 +72,8 @@ class Server:
     that names the address it cannot listen on.
     """
 
+    _new_deadlines: Callable[[Clock], Deadlines] = Deadlines
+
     def __init__(
         self,
         *,
@@ -100,7 +102,7 @@ class Server:
         self._host = host
         self._ssl_context = ssl_context
         self._doors = checked_doors(ssl_context, tcp=tcp, tls=tls, ws=ws, wss=wss, http=http)
-        self._deadlines = Deadlines(SystemClock() if clock is None else clock)
+        self._deadlines = self._new_deadlines(SystemClock() if clock is None else clock)
         self._counters = Counters()
         self._comet = Comet(options.buckets, self._counters, Presence(self._deadlines))
         self._queue = MemoryQueue(options.queue_size) if queue is None else queue

@@ -103,8 +103,9 @@ def new_logic(
 ) -> Logic:
     registry = MemoryRegistry() if registry is None else registry
     clock = ManualClock() if clock is None else clock
+    if "auth" not in hooks:
+        hooks["auth"] = OpenAuth()
     defaults = {
-        "auth": OpenAuth(),
         "rooms": RoomHook(),
         "sessions": SessionHook(),
         "messages": MessageHook(),

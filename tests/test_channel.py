@@ -347,11 +347,9 @@ class Streams(RuleBasedStateMachine):
             self.entries.append((data, count))
         elif self.policy is OutboxPolicy.DROP_OLDEST:
             dropped = self.oldest(len(data))
-            if dropped and not self.full(len(data)):
+            self.drops += dropped or count
+            if dropped:
                 self.entries.append((data, count))
-            else:
-                dropped += count
-            self.drops += dropped
         else:
             self.drops += count
         self.channel.push(push)

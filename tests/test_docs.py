@@ -6,6 +6,7 @@ How a fenced block is marked says what is done with it:
 - ``python serves``: type-checked, then run until it has printed a line, and stopped as with Ctrl+C;
 - ``python test``: type-checked, then run by pytest;
 - ``python no-run``: a part of a program; compiled;
+- ``python NAME.py``: a part of that file; test_walkthrough.py puts it together;
 - ``toml``: read as the command line's configuration;
 - ``layers``: the layers that test_laws.py keeps.
 
@@ -35,7 +36,9 @@ from tests.test_laws import LAYERS
 
 OPEN = "OpenAuth is on: any client may name itself any user. For development only.\n"
 """What Python prints of the library's warning where a program sets up no logging."""
-PROGRAMS = [block for block in blocks("python") if "no-run" not in block.words]
+PARTS = [block for block in blocks("python") if "no-run" in block.words]
+FILES = [block for block in blocks("python") if block.words and block.words[0].endswith(".py")]
+PROGRAMS = [block for block in blocks("python") if block not in PARTS + FILES]
 
 
 # Programs.
@@ -48,7 +51,7 @@ def test_pages_are_there() -> None:
     assert (ROOT / "docs" / "chat.png").is_file()
 
 
-@of(*(block for block in blocks("python") if "no-run" in block.words))
+@of(*PARTS)
 def test_a_part_of_a_program_compiles(block: Block) -> None:
     compile(block.text, str(block), "exec")
 
@@ -149,7 +152,7 @@ def test_every_figure_has_its_row() -> None:
 
 def test_layers_are_the_laws() -> None:
     [block] = blocks("layers")
-    shown = [set(re.findall(r"(\w+)\.py", line)) for line in block.text.splitlines()]
+    shown = [set(re.findall(r"(\w+)(?:\.py|/)(?= |$)", line)) for line in block.text.splitlines()]
     assert shown == [layer - {"__init__"} for layer in LAYERS]
 
 
@@ -159,7 +162,8 @@ def test_make_targets_exist() -> None:
 
 
 def test_every_option_has_its_default() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", TEXTS["embedding.md"], re.MULTILINE))
+    table = TEXTS["embedding.md"].partition("\n## Options\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.MULTILINE))
     assert rows == {
         field.name: f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
         for field in attrs.fields(Options)

@@ -24,6 +24,7 @@ from goim_core.errors import (
 )
 from goim_core.flow import Exchanges, Flow, settle
 from goim_core.testing import ManualClock
+from goim_core.testing.quiet import all_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -395,3 +396,126 @@ async def test_cancelling_ends_all_without_a_word(limit: int) -> None:
     assert ends.seen == []
     assert cleaned
     await exchanges.idle()
+
+
+# One after the other, each surely.
+
+
+def noting(log: list[str], name: str, hook: Callable[[], Any] = lambda: None) -> Flow[None]:
+    log.append(name)
+    yield from settle(hook())
+    log.append(f"{name} is over")
+
+
+FAULTS = [
+    raising(Refused("no")),
+    raising(RuntimeError("no")),
+    raising_later(Disconnect("no")),
+    raising_later(RuntimeError("no")),
+]
+
+
+async def test_plain_flows_one_after_the_other_need_no_task() -> None:
+    log: list[str] = []
+    plain_exchanges().each(noting(log, name) for name in "abc")
+    assert log == ["a", "a is over", "b", "b is over", "c", "c is over"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_each_flow_runs_whatever_becomes_of_those_before_it(fault: Callable[[], Any]) -> None:
+    log: list[str] = []
+    hooks: list[Callable[[], Any]] = [fault, anyio.lowlevel.checkpoint, fault, fault, lambda: None, fault]
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.each(noting(log, str(number), hook) for number, hook in enumerate(hooks))
+        await exchanges.idle()
+    assert log == ["0", "1", "1 is over", "2", "3", "4", "4 is over", "5"]
+
+
+async def test_many_plain_flows_that_fail_are_no_recursion() -> None:
+    log: list[str] = []
+    plain_exchanges().each(noting(log, "x", raising(Refused("no"))) for _ in range(5000))
+    assert len(log) == 5000
+
+
+async def test_a_flow_that_hangs_holds_up_the_next_only_so_long() -> None:
+    clock = ManualClock()
+    deadlines = Deadlines(clock)
+    log: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, deadlines, 1, TIMEOUT)
+        exchanges.each(
+            noting(log, name, hook) for name, hook in (("a", anyio.sleep_forever), ("b", lambda: None))
+        )
+        await all_blocked()
+        assert log == ["a"]
+        clock.advance(TIMEOUT + 0.5)
+        deadlines.expire()
+        await exchanges.idle()
+    assert log == ["a", "b", "b is over"]
+
+
+# Cut short.
+
+
+async def test_aborting_ends_all_that_are_under_way_and_says_so() -> None:
+    """Those with a hook, those that wait for a place, and those whose task has not begun."""
+    ends, cleaned, hanging = Ends(), [], anyio.Event()
+
+    async def hook() -> None:
+        try:
+            hanging.set()
+            await anyio.sleep_forever()
+        finally:
+            cleaned.append(1)
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        for _ in range(2):
+            exchanges.begin(calling(hook), ends.add, ends.add)
+        await hanging.wait()
+        exchanges.begin(calling(hook), ends.add, ends.add)
+        exchanges.abort()
+        await ends.count(3)
+        await exchanges.idle()
+        assert [(end.code, end.reason) for end in ends.seen] == [
+            (CloseCode.GOING_AWAY, "the server is stopping")
+        ] * 3
+        assert 1 <= len(cleaned) <= 2, "one of them may have had the place of the first for a moment"
+        exchanges.abort()  # nothing is under way
+        exchanges.begin(calling(anyio.lowlevel.checkpoint), ends.add, ends.add)
+        assert (await ends.count(4))[3] is None, "what begins later goes on"
+
+
+@pytest.mark.parametrize("where", ["in its hook", "in the line"])
+async def test_a_flow_that_is_cut_short_cleans_up_before_anyone_is_told(where: str) -> None:
+    log: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield from settle(anyio.sleep_forever())
+        finally:
+            log.append("cleaned")
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        if where == "in the line":
+            exchanges.begin(calling(anyio.sleep_forever), lambda _: None, lambda _: None)
+        exchanges.begin(flow(), lambda _: None, lambda _: log.append("told"))
+        await all_blocked()
+        exchanges.abort()
+        await exchanges.idle()
+    assert log == ["cleaned", "told"]
+
+
+async def test_of_those_that_hang_the_next_has_its_turn() -> None:
+    log: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.each(noting(log, name, anyio.sleep_forever) for name in "abc")
+        for count in (1, 2, 3):
+            await all_blocked()
+            assert log == list("abc"[:count])
+            exchanges.abort()
+        await exchanges.idle()
+    assert log == ["a", "b", "c"]

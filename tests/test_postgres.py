@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from goim_core.adapters import postgres
+from goim_core.adapters.inbox_change import After
 from goim_core.adapters.postgres import PostgresStorage
 from goim_core.errors import ConfigurationError, StorageError
 from goim_core.storage import StorageHook
@@ -74,7 +75,7 @@ class TestPostgresStorage(StorageContract, ModelContract):
         await storage.start()
 
 
-def rows(dsn: str, statement: Any, *parameters: Any) -> list[tuple[Any, ...]]:
+def rows(dsn: str, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn, autocommit=True) as connection:
         return connection.execute(statement, parameters).fetchall()
 
@@ -155,6 +156,47 @@ async def test_several_servers_share_the_inboxes(dsn: str) -> None:
         gaps = "SELECT mid FROM goim_message JOIN goim_user USING (mid) GROUP BY mid, last HAVING count(*) <> last"
         assert rows(dsn, gaps) == []
         assert rows(dsn, "SELECT count(*) FROM goim_message WHERE mid >= 1000") == [(90,)]
+
+
+async def test_servers_that_meet_new_users_in_another_order_do_not_block_each_other(dsn: str) -> None:
+    """PostgreSQL ends a deadlock by failing one of the two, which would be tried again and go unseen."""
+    failures: list[str] = []
+    together = threading.Barrier(2, timeout=20)
+
+    def watched(storage: Any) -> Any:
+        commit = storage._commit
+
+        def watch(works: Any) -> None:
+            together.wait()
+            try:
+                commit(works)
+            except StorageError as error:
+                failures.append(str(error))
+                together.abort()
+                raise
+
+        storage._commit = watch
+        return storage
+
+    async with started(dsn) as one, started(dsn) as two:
+
+        async def push(storage: PostgresStorage, step: int) -> None:
+            for round_ in range(20):
+                await storage.append(range(round_ * 1000, round_ * 1000 + 1000)[::step], 1000, b"")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(push, watched(one), 1)
+            tasks.start_soon(push, watched(two), -1)
+        assert failures == []
+        assert rows(dsn, "SELECT DISTINCT last FROM goim_user") == [(2,)]
+
+
+async def test_large_bodies_beyond_the_size_do_not_travel(dsn: str) -> None:
+    async with started(dsn) as storage:
+        for _ in range(5):
+            await storage.append([7], 1000, b"x" * 1000)
+        page = storage._page(After(7, 1, 100, 2500, 0.0))
+        assert [row[0] for row in rows(dsn, postgres.AFTER, page)] == [2, 3]
 
 
 async def test_a_key_is_known_to_every_server(dsn: str) -> None:

@@ -203,6 +203,18 @@ def test_what_is_too_old_of_idle_users_leaves_memory() -> None:
     assert [inbox.last for inbox in inboxes] == [1] * 100 + [60]
 
 
+def test_a_wall_clock_that_was_set_back_hides_nothing_that_is_kept() -> None:
+    storage = MemoryStorage(keep_for=100)
+    clock = SimpleNamespace()
+    storage.server = SimpleNamespace(clock=clock)
+    for now, body in ((1000.0, b"first"), (950.0, b"second"), (1060.0, b"third")):
+        clock.time = lambda now=now: now
+        storage.append([7], 1000, body)
+    assert [each.seq for each in storage.after(7, 0, 10, 100)] == [1, 3]
+    clock.time = lambda: 1110.0
+    assert [each.seq for each in storage.after(7, 0, 10, 100)] == [3]
+
+
 def test_memory_is_bounded_by_what_is_kept() -> None:
     storage = MemoryStorage(keep=1000)
     for number in range(5000):

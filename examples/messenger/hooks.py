@@ -27,7 +27,7 @@ Body: TypeAlias = dict[str, Any]
 
 REMOVED = 4100
 """The close code of a connection whose user was removed from a room that it was in."""
-MAX_TEXT = 2000
+MAX_TEXT, MAX_NAME, MAX_ID = 2000, 40, 64
 MAX_UNREAD = 1000
 """How far unread messages are counted."""
 
@@ -107,7 +107,9 @@ class Messages(MessageHook):
     # To be read.
 
     async def direct(self, session: Session, body: Body) -> Body:
-        to = _field(body, "to", int)
+        to = _mid(body, "to")
+        if not await self._directory.knows(to):
+            raise Refused(f"user {to} is unknown", ErrorCode.NOT_FOUND)
         message = {"from": session.mid, "to": to, "text": _text(body), "at": self.server.clock.time()}
         # To the sender too: all devices of both show the same, in the same order.
         await self._send([to, session.mid], Message.DIRECT, message, session, body)
@@ -121,8 +123,8 @@ class Messages(MessageHook):
 
     async def _send(self, mids: list[int], op: Message, message: Body, sender: Session, body: Body) -> None:
         # A client that got no answer sends again with the same id, and the message is there once.
-        key = f"{sender.mid} {_field(body, 'id', str)}"
-        await self.server.push_mids(mids, op, _json(message), idempotency_key=key)
+        key = f"{sender.mid} {_text(body, 'id', MAX_ID)}"
+        await self.server.push_mids(mids, int(op), _json(message), idempotency_key=key)
 
     async def typing(self, session: Session, body: Body) -> Body:
         room = _field(body, "room", str)
@@ -146,21 +148,21 @@ class Messages(MessageHook):
     # Rooms.
 
     async def create(self, session: Session, body: Body) -> Body:
-        return {"room": await self._directory.create(_text(body, "name"), session.mid)}
+        return {"room": await self._directory.create(_text(body, "name", MAX_NAME), session.mid)}
 
     async def rooms(self, session: Session, body: Body) -> Body:
         return await self._directory.rooms(session.mid)
 
     async def invite(self, session: Session, body: Body) -> Body:
         room, members = await self._members(session, body, of_owner=True)
-        mid = _field(body, "mid", int)
+        mid = _mid(body, "mid")
         if not await self._directory.invite(room, mid):
             raise Refused(f"user {mid} is unknown, or a member already", ErrorCode.CONFLICT)
         await self._notice([*members, mid], room, mid, "invited")
         return {}
 
     async def kick(self, session: Session, body: Body) -> Body:
-        mid = _field(body, "mid", int)
+        mid = _mid(body, "mid")
         room, members = await self._members(session, body, of_owner=mid != session.mid)
         if mid == await self._directory.owner(room) or not await self._directory.remove(room, mid):
             raise Refused(f"user {mid} cannot be removed", ErrorCode.CONFLICT)
@@ -174,7 +176,9 @@ class Messages(MessageHook):
         return {}
 
     async def _notice(self, mids: list[int], room: str, mid: int, what: str) -> None:
-        await self.server.push_mids(mids, Message.NOTICE, _json({"room": room, "mid": mid, "what": what}))
+        await self.server.push_mids(
+            mids, int(Message.NOTICE), _json({"room": room, "mid": mid, "what": what})
+        )
 
     async def _members(
         self, session: Session, body: Body, *, of_owner: bool = False
@@ -212,10 +216,17 @@ def _field(body: Body, name: str, kind: type[T]) -> T:
     return value
 
 
-def _text(body: Body, name: str = "text") -> str:
+def _mid(body: Body, name: str) -> int:
+    mid = _field(body, name, int)
+    if not 0 < mid < 2**63:
+        raise Refused(f"{name}: expected a user's number", ErrorCode.BAD_REQUEST)
+    return mid
+
+
+def _text(body: Body, name: str = "text", at_most: int = MAX_TEXT) -> str:
     text = _field(body, name, str).strip()
-    if not 0 < len(text) <= MAX_TEXT:
-        raise Refused(f"{name}: expected 1 to {MAX_TEXT} characters", ErrorCode.BAD_REQUEST)
+    if not 0 < len(text) <= at_most:
+        raise Refused(f"{name}: expected 1 to {at_most} characters", ErrorCode.BAD_REQUEST)
     return text
 
 

@@ -68,6 +68,8 @@ class GroupCommit(Generic[Work]):
         """Return when everything that was asked for is over."""
         if self._newest is not None:
             await self._newest.over.wait()
+            # The event belongs to this event loop, and the next start may be in another.
+            self._newest = None
 
     async def _lead(self, group: _Group[Work], before: anyio.Event | None) -> None:
         # Others depend on the leader, so it is cancelled after its duty. The shield keeps anyio's

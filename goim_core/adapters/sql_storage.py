@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from math import inf
 
+import anyio
 import anyio.to_thread
 
 from goim_core.adapters.group_commit import GroupCommit
@@ -73,12 +74,13 @@ class SQLStorage(StorageHook):
             self._started = True
 
     async def aclose(self) -> None:
-        """See :meth:`StorageHook.aclose`. What was begun is finished first."""
+        """See :meth:`StorageHook.aclose`. What was begun is finished first, also when cancelled."""
         if self._started:
             self._started = False
-            await self._writes.idle()
-            await self._reads.idle()
-            await anyio.to_thread.run_sync(self._close)
+            with anyio.CancelScope(shield=True):
+                await self._writes.idle()
+                await self._reads.idle()
+                await anyio.to_thread.run_sync(self._close)
 
     async def append(
         self, mids: Sequence[int], op: int, body: bytes, *, idempotency_key: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, cast
 
 import anyio
@@ -31,6 +32,8 @@ __all__ = ["App", "running"]
 
 STUCK = 30.0
 """Real seconds after which a test in which something goes on for ever is told so."""
+THREADS = 10.0
+"""Real seconds that worker threads are waited for."""
 PAUSE = 0.0005
 """Real seconds between two looks at threads and at the world outside."""
 NO_HEADERS: Mapping[str, str] = {}
@@ -46,16 +49,16 @@ class SocketlessServer(Server):
     """A server without doors. When it stops, time flies: what waits for a deadline need not wait for real."""
 
     app: App
+    _new_deadlines = ManualDeadlines
 
     def __init__(self, clock: ManualClock, **settings: Any) -> None:
         self.links = MemoryReactor()
         super().__init__(clock=clock, reactor=lambda: self.links, **settings)
-        self.deadlines = ManualDeadlines.of(self._deadlines, clock)
 
     @property
     def asking(self) -> bool:
         """Hooks or the storage are at work for a client."""
-        return bool(self._edge.exchanges._active)  # noqa: SLF001
+        return self._edge.exchanges.active
 
     async def _stop(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -170,32 +173,30 @@ class App:
         """Let ``seconds`` pass, step by step: whatever falls due runs to its end before the next does."""
         until = self.clock.now() + seconds
         await self.idle()
-        while (due := self._next_due()) <= until:
-            self.clock.advance(max(0.0, due - self.clock.now()))
+        while (due := self.clock.next_due()) <= until:
+            self.clock.advance_to(max(due, self.clock.now()))
             await self.idle()
-        self.clock.advance(max(0.0, until - self.clock.now()))
+        self.clock.advance_to(max(until, self.clock.now()))
         await self.idle()
 
     async def let_time_fly(self) -> None:
-        """Let time pass whenever there is nothing else to do, until cancelled."""
+        """Let time pass whenever there is nothing else to do, until cancelled. For the kit."""
         while True:
-            await self.idle()
-            due = self._next_due()
-            if due < float("inf"):
-                self.clock.advance(max(0.0, due - self.clock.now()))
+            with anyio.move_on_after(THREADS):
+                await self._idle()
+            due = self.clock.next_due()
+            if due < inf:
+                self.clock.advance_to(max(due, self.clock.now()))
             else:
                 await anyio.sleep(PAUSE)
-
-    def _next_due(self) -> float:
-        return min(self.clock.next_due(), self.server.deadlines.next_due())
 
     # Idleness.
 
     async def idle(self) -> None:
         """Return when nothing can happen any more, unless the test does something or lets time pass.
 
-        Waits for worker threads, and for hooks that wait for something outside of the program, like a
-        database; for these ``patience`` real seconds at most.
+        Waits for what is done in worker threads, and for hooks that wait for something outside of the
+        program, like a database; for these ``patience`` real seconds at most.
         """
         try:
             with anyio.fail_after(STUCK):
@@ -205,39 +206,37 @@ class App:
             raise AssertionError(f"something goes on for ever; it is one of these tasks: {names}") from None
 
     async def _idle(self) -> None:
-        until: float | None = None
+        since: float | None = None
         while True:
             await all_blocked()
             if [client for client in self._clients if client.pump()]:
                 continue
-            if not self._others_work():
-                return
-            if until is None:
-                until = anyio.current_time() + self._patience
-            elif anyio.current_time() >= until:
+            since = anyio.current_time() if since is None else since
+            if anyio.current_time() - since >= self._worth_waiting():
                 return
             await anyio.sleep(PAUSE)
 
-    def _others_work(self) -> bool:
+    def _worth_waiting(self) -> float:
+        """How long what others may be doing for this app is to be waited for."""
         if _threads() > self._threads:
-            return True
+            return THREADS
         asks = self.server.asking or (not isinstance(self.queue, FaultyQueue) and self.queue.pending > 0)
-        return asks and others_may_wake(self._patience)
+        return self._patience if asks and others_may_wake(self._patience) else 0.0
 
     def _note(self) -> str:
         """What may help to understand why something did not come."""
         notes = []
         if self.server.asking:
             notes.append("  a hook is still at work")
-        due = self.clock.next_due() - self.clock.now()
-        if due < float("inf"):
+        due = self.clock.next_waking() - self.clock.now()
+        if due < inf:
             notes.append(f"  something waits for time to pass: await app.advance({round(due, 6):g})")
         if isinstance(self.queue, FaultyQueue) and self.queue.delayed:
             notes.append(f"  the queue keeps {len(self.queue.delayed)} pushes back")
         return "\n".join(notes)
 
-    async def leave(self) -> None:
-        """End what the test has put in the way of a server that stops."""
+    def leave(self) -> None:
+        """End what the test has put in the way of a server that stops. For the kit."""
         if isinstance(self.queue, FaultyQueue):
             self.queue.heal()
         for client in self._clients:
@@ -255,7 +254,7 @@ async def running(
     options: Options | None = None,
     queue: Queue | None = None,
     clock: ManualClock | None = None,
-    patience: float = 2.0,
+    patience: float = 1.0,
     **settings: Any,
 ) -> AsyncIterator[App]:
     """The real pipeline with these hooks, on no socket and no port: ``async with running(...) as app:``.
@@ -283,7 +282,7 @@ async def running(
         try:
             yield app
         finally:
-            await app.leave()
+            app.leave()
 
 
 def _threads() -> int:

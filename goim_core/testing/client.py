@@ -96,15 +96,18 @@ class Client:
         """Acknowledge the inbox up to ``seq``; where this device's cursor is now."""
         __tracebackhide__ = True
         reply = await self.request(Op.ACK, str(seq))
-        assert reply.op == Op.ACK_REPLY, f"ACK {seq} was refused:\n{describe([('reply', reply)])}"
+        if reply.op != Op.ACK_REPLY or not reply.body:
+            raise AssertionError(f"ACK {seq} was refused:\n{describe([('reply', reply)])}")
         return int(reply.body)
 
     def close(self) -> None:
-        """Close the connection as a client does."""
-        if not self.link.gone:
-            farewell = b"" if self.link.ended else self._wire.farewell()
-            if farewell:
-                self.link.write(farewell)
+        """Close the connection as a client does; over WebSocket the server answers first."""
+        if self.link.gone:
+            return
+        farewell = self._wire.farewell() if self.link.fileno() >= 0 else b""
+        if farewell:
+            self.link.write(farewell)
+        if self.link.ended or not farewell:
             self.link.leave()
 
     def break_link(self) -> None:
@@ -131,7 +134,12 @@ class Client:
     async def assert_refused(self, code: int, *, seq: int | None = None) -> str:
         """A frame was refused with this code in an ERROR (op 18), which the client accepts; the message."""
         __tracebackhide__ = True
-        reply = await self._take("reply", Op.ERROR, lambda body: json.loads(body)["code"] == code, seq)
+        await self._idle()
+        reply = self._find("reply", Op.ERROR, lambda body: json.loads(body)["code"] == code, seq)
+        if reply is None:
+            wish = wanted("reply", Op.ERROR, None, seq)
+            raise AssertionError(f"expected {wish} with code {int(code)}; {self._state()}")
+        self._remove(reply)
         return str(json.loads(reply.body)["message"])
 
     async def assert_push(
@@ -181,16 +189,26 @@ class Client:
 
     def pump(self) -> bool:
         """Look at what has arrived; whether the client had to answer something. For the kit."""
-        for frame in self._wire.receive(self.link.read()):
-            if frame.op == Op.DISCONNECT_REPLY:
-                self.told = read_disconnect(frame.body)
-            else:
-                self._arrived.append(frame)
+        data = self.link.read()
+        if data:
+            self._receive(data)
         self.told = self.told or self._wire.closed
         if self.link.over and not self.link.gone:
             self.close()
             return True
         return False
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            frames = self._wire.receive(data)
+        except BaseException:
+            self.link.reset()  # the server has a fault, which is told once
+            raise
+        for frame in frames:
+            if frame.op == Op.DISCONNECT_REPLY:
+                self.told = read_disconnect(frame.body)
+            else:
+                self._arrived.append(frame)
 
     def _kind(self, frame: Frame) -> str:
         if (frame.seq, frame.op if frame.seq == 0 else -1) in self._asked:
@@ -211,8 +229,11 @@ class Client:
         found = self._find(kind, op, body, seq)
         if found is None:
             raise AssertionError(f"expected {wanted(kind, op, body, seq)}; {self._state()}")
-        self._arrived = [frame for frame in self._arrived if frame is not found]
+        self._remove(found)
         return found
+
+    def _remove(self, taken: Frame) -> None:
+        self._arrived = [frame for frame in self._arrived if frame is not taken]
 
     def _state(self) -> str:
         lines = [f"beside what was taken, {self} has got:"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 
 import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from goim_core.clock import Deadlines, Timed
+from goim_core.clock import Clock, Deadlines, Timed
 
 __all__ = ["ManualClock", "ManualDeadlines"]
 
 ROUNDING = 1e-6
-"""What is nearer than this has come: ten steps of 0.1 are a second here."""
+"""Who stops this short of a time is taken to it: ten steps of 0.1 are a second here."""
 
 
 @define(eq=False)
@@ -33,21 +34,23 @@ class ManualClock:
 
     _now: float = 100.0
     _time: float = 1_700_000_000.0
+    _offset: float = field(init=False)
     _alarms: list[_Alarm] = field(init=False, factory=list)
+    _others: list[Callable[[], float]] = field(init=False, factory=list)
     _slept: anyio.Event = field(init=False, factory=anyio.Event)
     _moved: anyio.Event = field(init=False, factory=anyio.Event)
     _released: float | None = field(init=False, default=None)
 
+    def __attrs_post_init__(self) -> None:
+        self._offset = self._time - self._now
+
     def now(self) -> float:
         """Seconds of the monotonic clock."""
-        return self._now + self._passed()
+        return self._now if self._released is None else self._now + anyio.current_time() - self._released
 
     def time(self) -> float:
         """Seconds since 1970."""
-        return self._time + self._passed()
-
-    def _passed(self) -> float:
-        return 0.0 if self._released is None else anyio.current_time() - self._released
+        return self._offset + self.now()
 
     async def sleep(self, seconds: float) -> None:
         """Return when a test has let ``seconds`` pass."""
@@ -73,14 +76,27 @@ class ManualClock:
         self._alarms.append(alarm)
         return alarm
 
+    @contextmanager
+    def following(self, next_due: Callable[[], float]) -> Iterator[None]:
+        """Within the block, what ``next_due`` says is one of the times at which something happens."""
+        self._others.append(next_due)
+        try:
+            yield
+        finally:
+            self._others.remove(next_due)
+
     @property
     def sleepers(self) -> int:
-        """How many wait for time to pass."""
+        """How many sleep."""
         return len(self._alarms)
 
-    def next_due(self) -> float:
+    def next_waking(self) -> float:
         """When the next of those who sleep wakes, on :meth:`now`'s clock; infinity when nobody sleeps."""
         return min((alarm.due for alarm in self._alarms), default=inf)
+
+    def next_due(self) -> float:
+        """When anything happens next: a sleeper wakes, or a deadline of the server is due."""
+        return min(self._dues(), default=inf)
 
     def advance(self, seconds: float) -> None:
         """Let ``seconds`` pass at once: whoever sleeps for less wakes when the test waits the next time.
@@ -89,11 +105,18 @@ class ManualClock:
         """
         if seconds < 0:
             raise ValueError(f"seconds: time does not go back, got {seconds}")
-        self._now += seconds
-        self._time += seconds
-        self._ring(self._now + ROUNDING)
+        self.advance_to(self._now + seconds)
+
+    def advance_to(self, now: float) -> None:
+        """Let time pass until :meth:`now` shows ``now``, which is not earlier."""
+        close = [due for due in self._dues() if now < due <= now + ROUNDING]
+        self._now = max(now, *close) if close else now
+        self._ring(self._now)
         self._moved.set()
         self._moved = anyio.Event()
+
+    def _dues(self) -> list[float]:
+        return [*(alarm.due for alarm in self._alarms), *(next_due() for next_due in self._others)]
 
     def _ring(self, until: float) -> None:
         for alarm in sorted(self._alarms, key=lambda alarm: alarm.due):
@@ -122,18 +145,11 @@ class ManualDeadlines(Deadlines):
     A wheel that looked for itself four times a second would make a test that lets an hour pass slow.
     """
 
-    def __init__(self, clock: ManualClock) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
+        assert isinstance(clock, ManualClock)
         self._manual = clock
         self._watched: set[Timed] = set()
-
-    @classmethod
-    def of(cls, deadlines: Deadlines, clock: ManualClock) -> ManualDeadlines:
-        """Make ``deadlines``, in which nothing is yet, into manual ones, for all who hold them."""
-        deadlines.__class__ = cls
-        assert isinstance(deadlines, cls)
-        deadlines._manual, deadlines._watched = clock, set()  # noqa: SLF001
-        return deadlines
 
     def watch(self, timed: Timed) -> None:
         """See :meth:`~goim_core.clock.Deadlines.watch`."""
@@ -146,7 +162,7 @@ class ManualDeadlines(Deadlines):
 
     def expire(self, limit: int = 1000) -> bool:
         """Call what is due. False: nothing is left, whatever ``limit`` says."""
-        now = self.clock.now() + ROUNDING
+        now = self.clock.now()
         late = [(timed.due(), timed) for timed in self._watched]
         for due, timed in sorted(late, key=lambda each: each[0]):
             if due <= now and timed.slot is self._watched:
@@ -156,6 +172,7 @@ class ManualDeadlines(Deadlines):
 
     async def run(self) -> None:
         """Keep the deadlines until cancelled."""
-        while True:
-            await self._manual.moved()
-            self.expire()
+        with self._manual.following(self.next_due):
+            while True:
+                await self._manual.moved()
+                self.expire()

@@ -19,6 +19,7 @@ import anyio.lowlevel
 import pytest
 
 from goim_core.queue import PushMsg, PushType, Queue
+from goim_core.testing.quiet import all_blocked
 
 __all__ = ["QueueContract"]
 
@@ -97,7 +98,7 @@ class QueueContract:
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(receive)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 assert received == []
                 await queue.publish(_push(b"one"))
             assert received == [_push(b"one")]
@@ -113,7 +114,7 @@ class QueueContract:
             for number in range(10):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(receive)
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     await queue.publish(_push(b"%d" % number))
                     # It may have been given the push, or not; it must not lose it.
                     tasks.cancel_scope.cancel()
@@ -136,7 +137,7 @@ class QueueContract:
                 tasks.start_soon(drain)
                 msgs = [await queue.receive(), await queue.receive()]
                 queue.acknowledge(msgs[0])
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 assert not drained.is_set()
                 queue.acknowledge(msgs[1])
                 await drained.wait()

@@ -11,8 +11,8 @@ import anyio
 __all__ = ["all_blocked", "others_may_wake"]
 
 ROUNDS = 3
-"""In so many turns of asyncio's loop nothing has to happen: callbacks that lead from one task to the
-next, those of ``gather`` and task groups, are tasks nowhere."""
+"""Where a loop does not show its callbacks (uvloop), nothing has to happen in so many turns: those that
+lead from one task to the next, as in ``gather`` and task groups, belong to no task."""
 
 _asking: WeakSet[asyncio.Task[Any]] = WeakSet()
 
@@ -35,9 +35,17 @@ async def all_blocked() -> None:
         rounds = 0
         while rounds < ROUNDS:
             await asyncio.sleep(0)
-            rounds = rounds + 1 if all(map(_blocked, asyncio.all_tasks())) else 0
+            rounds = rounds + 1 if _quiet(task.get_loop()) else 0
+            if rounds and hasattr(task.get_loop(), "_ready"):
+                return
     finally:
         _asking.discard(task)
+
+
+def _quiet(loop: asyncio.AbstractEventLoop) -> bool:
+    # Each of those who ask is among the callbacks that are ready, but for this one, which runs.
+    asking = sum(task.get_loop() is loop for task in _asking)
+    return len(getattr(loop, "_ready", ())) < asking and all(map(_blocked, asyncio.all_tasks(loop)))
 
 
 def _blocked(task: asyncio.Task[Any]) -> bool:

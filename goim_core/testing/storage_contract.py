@@ -272,6 +272,26 @@ class StorageContract:
             assert await _numbers(storage, 7, 9) == [10]
             assert await _numbers(storage, 8) == [1]
 
+    async def test_a_large_inbox_has_exactly_so_many_messages(self) -> None:
+        """Also where a storage removes what is too much by and by."""
+        async with self.opened(keep=200) as storage:
+            keys = ["a", "b", "c", "d"]
+            for number, key in enumerate(keys, 1):
+                assert await _append(storage, [7], key=key) == {7: number}
+            async with anyio.create_task_group() as tasks:
+                for _ in range(196):
+                    tasks.start_soon(_append, storage, [7])
+            for number, key in enumerate(keys, 1):
+                assert await _append(storage, [7], key=key) == {7: number}
+            assert await _append(storage, [7]) == {7: 201}
+            # Now each has just gone when it is its turn.
+            for number, key in enumerate(keys, 202):
+                assert await _append(storage, [7], key=key) == {7: number}
+                assert await _append(storage, [7], key=key) == {7: number}
+            for number in range(206, 210):
+                assert await _append(storage, [7]) == {7: number}
+                assert await _numbers(storage, 7) == list(range(number - 199, number + 1))
+
     async def test_messages_are_kept_for_so_long(self) -> None:
         async with self.opened(keep_for=100) as storage:
             clock = _own_time(storage)

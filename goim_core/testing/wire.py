@@ -9,7 +9,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, RejectConnection, RejectData, Request
 
-from goim_core.errors import CloseCode, Disconnect
+from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import HEADER_SIZE, INT32_MAX, Decoder, Frame, Op, split
 
 __all__ = ["ClientWire", "TCPClientWire", "WebSocketClientWire"]
@@ -95,6 +95,9 @@ class WebSocketClientWire(ClientWire):
                     frames += [inner for frame in split(bytes(self._message)) for inner in _unpacked(frame)]
                     self._message.clear()
             elif isinstance(event, CloseConnection):
+                if self._ws.state not in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED):
+                    # wsproto's way to say that the frame was illegal.
+                    raise ProtocolError(f"WebSocket: {event.reason}", event.code)
                 self.closed = Disconnect(event.reason or "", event.code)
             elif isinstance(event, RejectConnection):
                 self._refusal += f"HTTP {event.status_code}: ".encode()

@@ -79,12 +79,12 @@ async def sync(client: Client, body: str) -> list[int]:
 
 async def post(world: World, mids: Iterable[int], body: bytes, key: str | None = None) -> dict[str, Any]:
     """``/goim/push/mids``, with an idempotency key; the answer, which has to have status 200."""
-    host, port = world.server.addresses["http"][0]
+    address = world.server.addresses["http"][0]
     target = "/goim/push/mids?" + urlencode({"operation": OP, "mids": list(mids)}, doseq=True)
     headers = {} if key is None else {"Idempotency-Key": key}
 
     def request() -> dict[str, Any]:
-        connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+        connection = http.client.HTTPConnection(str(address[0]), int(address[1]), timeout=PATIENCE)
         try:
             connection.request("POST", target, body, headers)
             response = connection.getresponse()

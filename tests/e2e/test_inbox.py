@@ -514,15 +514,15 @@ async def test_a_goim_client_reconnects_while_being_pushed_to(wire: str, new_sto
 async def test_a_live_message_overtaken_by_the_next_is_put_in_order() -> None:
     """Two pushes at the same time may reach the queue in the other order."""
 
+    first = anyio.Event()
+
     class Slow(MemoryStorage):
-        """Stores at once; the first to be stored hears of it last."""
+        """Stores at once; the pusher of the first hears of it last."""
 
-        first = anyio.Event()
-
-        async def append(self, mids, op, body, *, idempotency_key=""):
+        async def append(self, mids, op, body, *, idempotency_key=""):  # type: ignore[override]
             numbers = super().append(mids, op, body)
             if numbers[1] == 1:
-                await self.first.wait()
+                await first.wait()
             return numbers
 
     storage = Slow()
@@ -533,7 +533,7 @@ async def test_a_live_message_overtaken_by_the_next_is_put_in_order() -> None:
             await anyio.wait_all_tasks_blocked()
             await push(world, [2])
             await reads(client, [1, 2])
-            storage.first.set()
+            first.set()
         await reads_on(world, client, 3)
 
 

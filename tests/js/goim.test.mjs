@@ -194,7 +194,8 @@ test("a disconnect tells why; the server's last word is final, others are not", 
     const final = [AUTH_REFUSED, REPLACED, TOO_MANY_LOGINS].includes(code);
     socket.push(encode(Op.DISCONNECT_REPLY, json({ code, message: "why" })), encode(1000, "too late"));
     assert.deepEqual(events[0], ["disconnect", { code, message: "why", final }]);
-    assert.deepEqual(events[1], ["statechange", final ? { state: "refused", delay: 0 } : { state: "waiting", delay: 1000 }]);
+    const next = final ? { state: "refused", delay: 0 } : { state: "waiting", delay: 1000 };
+    assert.deepEqual(events[1], ["statechange", next]);
     assert.equal(events.length, 2);
     assert.equal(clock.timers.size, final ? 0 : 1);
     client.connect();

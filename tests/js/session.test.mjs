@@ -170,7 +170,7 @@ test("by hand: only what the application names, kept while there is no connectio
 });
 
 test("no acknowledge without ACK in accepts, however the token is written", async () => {
-  const silent = [{ token: { mid: 1, accepts: [1000] } }, { token: "opaque" }, { token: '{"mid":1}' }, { token: "null" }];
+  const silent = [{ token: { mid: 1, accepts: [1000] } }, ...["opaque", '{"mid":1}', "null"].map((token) => ({ token }))];
   for (const options of silent) {
     const { client, socket, events } = await opened(options);
     socket.push(...inbox(1));
@@ -234,7 +234,9 @@ test("sync gives page after page until there is none", async () => {
   const { client, socket, events } = await member();
   const pages = [];
   const reading = (async () => {
-    for await (const page of client.sync({ after: 2, limit: 2 })) pages.push(page.map((frame) => [frame.seq, frame.text()]));
+    for await (const page of client.sync({ after: 2, limit: 2 })) {
+      pages.push(page.map((frame) => [frame.seq, frame.text()]));
+    }
   })();
   await settle();
   assert.equal(await socket.reply(Op.SYNC, bytes(...inbox(3, 4))), "2,2");
@@ -286,7 +288,8 @@ test("a refusal without ERROR in accepts is seen all the same", async () => {
   const { client, socket } = await opened();
   const calls = {
     join: () => client.join("live://2"), sync: () => client.sync().next(), refresh: () => client.refresh(),
-    watch: () => client.watch("live://2"), lastSeen: () => client.lastSeen([1]), members: () => client.members("live://2"),
+    watch: () => client.watch("live://2"), lastSeen: () => client.lastSeen([1]),
+    members: () => client.members("live://2"),
   };
   for (const [name, call] of Object.entries(calls)) {
     for (const reply of [0, 1]) { // goim's answer to what it does not know; goim_core's to what it refuses
@@ -331,8 +334,10 @@ async function settled(options = {}) {
     client.leave("live://4"), client.watch("live://2"), client.watch("live://3"), client.watch("live://5"),
     client.unwatch("live://5"), client.subscribe([1001, 1002]), client.unsubscribe([1002, 1000]),
   ]);
-  const order = [Op.CHANGE_ROOM, Op.JOIN, Op.JOIN, Op.JOIN, Op.LEAVE, Op.WATCH, Op.WATCH, Op.WATCH, Op.UNWATCH, Op.SUB, Op.UNSUB];
-  for (const op of order) await socket.reply(op);
+  const { CHANGE_ROOM, JOIN, LEAVE, WATCH, UNWATCH, SUB, UNSUB } = Op;
+  for (const op of [CHANGE_ROOM, JOIN, JOIN, JOIN, LEAVE, WATCH, WATCH, WATCH, UNWATCH, SUB, UNSUB]) {
+    await socket.reply(op);
+  }
   await done;
   return all;
 }
@@ -436,7 +441,8 @@ test("a connection that breaks while it resumes forgets nothing", async () => {
   const next = await again(socket);
   await next.refuse(Op.JOIN, 429);
   const last = await again(next);
-  assert.deepEqual(last.rest().slice(0, 3), [[Op.CHANGE_ROOM, "live://2"], [Op.JOIN, "live://3"], [Op.JOIN, "live://5"]]);
+  const entered = [[Op.CHANGE_ROOM, "live://2"], [Op.JOIN, "live://3"], [Op.JOIN, "live://5"]];
+  assert.deepEqual(last.rest().slice(0, 3), entered);
   clock.pass(60);
   await settle();
   assert.ok(next.closed);

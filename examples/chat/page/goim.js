@@ -78,8 +78,11 @@ const noAcks = () => ({ due: 0, sent: 0, confirmed: 0, begins: 0, messages: 0, t
  * | `online`      | number of connections in this client's room, told by each heartbeat |
  * | `presence`    | `{ roomId, joined, left, online }`: users who came to and left a watched room |
  * | `expiring`    | `{ seconds }`: the token runs out then; a `token` function is asked for a new one |
- * | `error`       | `{ error, op, body, delay }`: what the client asked for by itself (an acknowledge, a room after a reconnect, a refresh) was not done; delay in ms until it asks again, 0 for never |
+ * | `error`       | `{ error, op, body, delay }`: the server did not do what the client asked for by itself |
  * | `disconnect`  | `{ code, message, final }`: a connection, or a try, ended; final: it is not tried again |
+ *
+ * By itself it asks for acknowledges, for its rooms after a reconnect, and for a refresh of its token: an
+ * `error` has the delay in ms until it asks again, 0 where the server refused and it will not.
  *
  * Methods that ask the server reject as {@link Connection.send} does. The operations that they need have
  * to be in the token's `accepts`; {@link EXTENSIONS} is all of them.
@@ -148,7 +151,10 @@ export class GoimClient extends Connection {
     return named(reply.json());
   }
 
-  /** From now on get `presence` events of a room that this client is in (WATCH, 30; PRESENCE, 34). @param {string} roomId */
+  /**
+   * From now on get `presence` events of a room that this client is in (WATCH, 30; PRESENCE, 34).
+   * @param {string} roomId
+   */
   async watch(roomId) {
     await this.#ask(Op.WATCH, roomId);
     this.#place.watched.add(roomId);
@@ -389,7 +395,10 @@ export class GoimClient extends Connection {
     return this.#place.room ?? this.#told.room;
   }
 
-  /** A room that was left is not watched any more, unless the client is in it another way. @param {string | null} roomId */
+  /**
+   * A room that was left is not watched any more, unless the client is in it another way.
+   * @param {string | null} roomId
+   */
   #unwatchLeft(roomId) {
     const { joined, watched } = this.#place;
     if (roomId !== null && roomId !== this.#room && !joined.has(roomId)) watched.delete(roomId);

@@ -1,0 +1,60 @@
+"""Where a server is: ``tcp://``, ``tls://``, ``ws://`` and ``wss://`` addresses."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+__all__ = ["Target", "parse"]
+
+_PORTS = {"tcp": 3101, "tls": 3101, "ws": 3102, "wss": 3103}
+
+
+@frozen
+class Target:
+    """One address. ``path`` is that of the WebSocket handshake, with its query."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = "/sub"
+
+    @property
+    def websocket(self) -> bool:
+        """Whether frames travel in WebSocket messages."""
+        return self.scheme in ("ws", "wss")
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is around the connection."""
+        return self.scheme in ("tls", "wss")
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        if self.scheme == "tcp":
+            return self.authority
+        return f"{self.scheme}://{self.authority}" + (self.path if self.websocket else "")
+
+
+def parse(address: str, port: int | None = None) -> Target:
+    """The target of a URL, or of a TCP host with ``port``.
+
+    Without a port in the URL it is goim's: 3101, for ws 3102, for wss 3103; without a path it is ``/sub``.
+    Raises :class:`ValueError` that says what was expected.
+    """
+    if port is not None:
+        return Target("tcp", address, port)
+    try:
+        url = urlsplit(address)
+        host, given = url.hostname, url.port
+    except ValueError as error:
+        raise ValueError(f"address: {error}, got {address!r}") from None
+    if url.scheme not in _PORTS or not host:
+        raise ValueError(f"address: expected tcp://, tls://, ws:// or wss:// and a host, got {address!r}")
+    path = (url.path if url.path not in ("", "/") else "/sub") + (f"?{url.query}" if url.query else "")
+    return Target(url.scheme, host, _PORTS[url.scheme] if given is None else given, path)
