@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import anyio
 
 from goim_core.auth import sign_token
-from goim_core.client import connect
+from goim_core.client import connect_once
 from goim_core.errors import ConfigurationError, GoimError
 from goim_core.listener import parse_address
 from goim_core.protocol import Op
@@ -217,7 +217,7 @@ async def _print_frames(call: argparse.Namespace) -> None:
     host, port = _host_port("tcp", call.tcp)
     who = {"mid": call.mid, "key": call.key, "room_id": call.room, "platform": "goim-core"}
     token = os.fsencode(call.token) if call.token else None
-    async with connect(host, port, **who, accepts=_operations(call.accepts), token=token) as client:
+    async with connect_once(host, port, **who, accepts=_operations(call.accepts), token=token) as client:
         print(f"listening on {call.tcp}", file=sys.stderr, flush=True)
         async for frame in client:
             if frame.op != Op.HEARTBEAT_REPLY:

@@ -23,7 +23,8 @@ from goim_core import (
     Session,
     SessionHook,
 )
-from goim_core.client import Client, connect
+from goim_core.client import Link as Client
+from goim_core.client import connect_once as connect
 from goim_core.protocol import encode
 
 pytestmark = pytest.mark.anyio

@@ -25,7 +25,7 @@ ACCEPTS = [Op.ERROR, Op.JOIN, Op.LEAVE]
 ROOMS = [f"live://{number}" for number in range(6)]
 
 
-class App1(SessionHook, RoomHook, MessageHook):
+class Application(SessionHook, RoomHook, MessageHook):
     """An application whose hooks note what they hear, and then do as they are told."""
 
     def __init__(self, **does: Callable[[], Any]) -> None:
@@ -66,7 +66,7 @@ class App1(SessionHook, RoomHook, MessageHook):
         )
 
 
-def run(hooks: App1, **settings: Any) -> Any:
+def run(hooks: Application, **settings: Any) -> Any:
     options = settings.pop("options", Options(hook_timeout=5))
     return running(sessions=hooks, rooms=hooks, messages=hooks, options=options, patience=0, **settings)
 
@@ -97,9 +97,11 @@ ENDS: list[Callable[[Client], object]] = [Client.close, Client.break_link]
 async def test_the_end_is_heard_once_whatever_hooks_do(
     end: Callable[[Client], object], what: str, does: Callable[[], Any]
 ) -> None:
-    hooks = App1(**{what: does})
+    hooks = Application(**{what: does})
     async with run(hooks) as app:
-        client = await connect(app)
+        client = await app.open()
+        await client.send(Op.AUTH, {"mid": 1, "key": "k", "room_id": ROOMS[0], "accepts": ACCEPTS})
+        await app.idle()
         for op in (Op.HEARTBEAT, 1000, Op.JOIN):
             if not client.link.ended:
                 await client.send(op, ROOMS[1])
@@ -118,7 +120,7 @@ async def test_a_registry_that_cannot_remove_keeps_no_hook_from_hearing(error: E
         def remove(self, session: Session) -> bool:
             raise error
 
-    hooks = App1()
+    hooks = Application()
     async with run(hooks, registry=Registry()) as app:
         client = await connect(app)
         client.close()
@@ -135,7 +137,7 @@ async def test_a_registry_that_fails_after_the_add_makes_no_end_without_a_beginn
         def mids(self, mids: Any) -> list[Session]:
             raise ConnectionError("gone")
 
-    hooks = App1()
+    hooks = Application()
     hooks.logins = logins
     async with run(hooks, registry=Registry()) as app:
         client = await app.open()
@@ -153,7 +155,7 @@ async def test_a_storage_that_fails_at_the_end_keeps_no_hook_from_hearing() -> N
         def saw(self, mid: int, at: float) -> None:
             raise OSError("gone")
 
-    hooks = App1()
+    hooks = Application()
     async with run(hooks, storage=Storage()) as app:
         client = await connect(app)
         await app.push_mids([1], 1000, b"x")
@@ -171,7 +173,7 @@ async def test_a_link_that_breaks_at_the_auth_reply_has_its_beginning_before_its
             await decide.wait()
             return Session(mid=1, key="k", room_id=ROOMS[0])
 
-    hooks = App1()
+    hooks = Application()
     async with run(hooks, auth=Auth()) as app:
         client = await app.open()
         await client.send(Op.AUTH, "{}")
@@ -191,7 +193,7 @@ async def test_a_link_that_breaks_at_the_auth_reply_with_hooks_that_wait() -> No
             return Session(mid=1, key="k", room_id=ROOMS[0])
 
     later = lambda: after_a_while(None)  # noqa: E731
-    hooks = App1(connected=later, entered=later, left=later)
+    hooks = Application(connected=later, entered=later, left=later)
     async with run(hooks, auth=Auth()) as app:
         client = await app.open()
         await client.send(Op.AUTH, "{}")
@@ -207,7 +209,7 @@ async def test_a_link_that_breaks_at_the_auth_reply_with_hooks_that_wait() -> No
 
 @pytest.mark.parametrize("what", ["connected", "entered", "receive", "left", "disconnected", "heartbeat"])
 async def test_a_server_that_stops_while_a_hook_hangs_has_told_of_the_end(what: str) -> None:
-    hooks = App1(**{what: anyio.sleep_forever})
+    hooks = Application(**{what: anyio.sleep_forever})
     async with run(hooks, options=Options(hook_timeout=1000)) as app:
         clients = [await connect(app, f"k{number}") for number in range(3)]
         for client in clients:
@@ -221,7 +223,7 @@ async def test_a_server_that_stops_while_a_hook_hangs_has_told_of_the_end(what: 
 
 async def test_a_server_that_stops_while_many_hooks_hang_one_after_the_other() -> None:
     """However long the line before it is, the one that hears of the end has its turn."""
-    hooks = App1(left=anyio.sleep_forever)
+    hooks = Application(left=anyio.sleep_forever)
     async with run(hooks, options=Options(hook_timeout=1000)) as app:
         client = await connect(app)
         for room_id in ROOMS[1:]:
@@ -243,7 +245,7 @@ async def test_a_server_that_stops_while_registry_and_storage_hang() -> None:
         async def saw(self, mid: int, at: float) -> None:  # type: ignore[override]
             await anyio.sleep_forever()
 
-    hooks = App1(left=anyio.sleep_forever, disconnected=anyio.sleep_forever)
+    hooks = Application(left=anyio.sleep_forever, disconnected=anyio.sleep_forever)
     async with run(hooks, registry=Registry(), storage=Storage(), options=Options(hook_timeout=1000)) as app:
         client = await connect(app)
         await app.push_mids([1], 1000, b"x")
@@ -252,7 +254,7 @@ async def test_a_server_that_stops_while_registry_and_storage_hang() -> None:
 
 
 async def test_with_more_hanging_hooks_than_places_all_hear_of_the_end() -> None:
-    hooks = App1(receive=anyio.sleep_forever)
+    hooks = Application(receive=anyio.sleep_forever)
     async with run(hooks, options=Options(hook_timeout=1000, max_hooks=2)) as app:
         for number in range(5):
             await (await connect(app, f"k{number}")).send(1000)
@@ -262,7 +264,7 @@ async def test_with_more_hanging_hooks_than_places_all_hear_of_the_end() -> None
 
 async def test_with_more_joining_than_places_none_leaves_that_did_not_enter() -> None:
     """Cut short while it waited for a place: `connected` never ran, so nobody entered and nobody leaves."""
-    hooks = App1(connected=anyio.sleep_forever)
+    hooks = Application(connected=anyio.sleep_forever)
     async with run(hooks, options=Options(hook_timeout=1000, max_hooks=1)) as app:
         for number in range(3):
             await connect(app, f"k{number}")
@@ -275,7 +277,7 @@ async def test_with_more_joining_than_places_none_leaves_that_did_not_enter() ->
 
 @pytest.mark.parametrize("wire", ["tcp", "ws"])
 async def test_disconnecting_comes_behind_what_was_pushed(wire: str) -> None:
-    hooks = App1()
+    hooks = Application()
     async with run(hooks) as app:
         clients = [
             await app.connect({"mid": mid, "key": f"k{mid}{n}", "accepts": [1000]}, wire)

@@ -14,7 +14,8 @@ from anyio.abc import TaskStatus
 
 from examples import custom_auth, hello, inside_asyncio
 from goim_core import CloseCode, Disconnect, Frame, Op
-from goim_core.client import Client, connect
+from goim_core.client import Link as Client
+from goim_core.client import connect_once as connect
 from tests.e2e.processes import started
 
 pytestmark = pytest.mark.anyio

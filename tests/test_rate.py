@@ -65,7 +65,7 @@ def test_the_limit_against_a_simple_model(rate: float, burst: int, steps: list[t
         tokens = min(Fraction(burst), tokens + Fraction(rate) * Fraction(milliseconds, 1000))
         for _ in range(count):
             allowed = allows()
-            if abs(tokens - 1) > Fraction(1, 10**6):
+            if abs(tokens - 1) > Fraction(1, 100):
                 assert allowed == (tokens >= 1)
             if allowed:
                 tokens = max(Fraction(0), tokens - 1)

@@ -110,16 +110,19 @@ class Messages(MessageHook):
         to = _mid(body, "to")
         if not await self._directory.knows(to):
             raise Refused(f"user {to} is unknown", ErrorCode.NOT_FOUND)
-        message = {"from": session.mid, "to": to, "text": _text(body), "at": self.server.clock.time()}
+        message = {**self._signed(session), "to": to, "text": _text(body)}
         # To the sender too: all devices of both show the same, in the same order.
         await self._send([to, session.mid], Message.DIRECT, message, session, body)
         return {}
 
     async def room(self, session: Session, body: Body) -> Body:
         room, members = await self._members(session, body)
-        message = {"room": room, "from": session.mid, "text": _text(body), "at": self.server.clock.time()}
+        message = {**self._signed(session), "room": room, "text": _text(body)}
         await self._send(members, Message.ROOM, message, session, body)
         return {}
+
+    def _signed(self, sender: Session) -> Body:
+        return {"from": sender.mid, "name": sender.data, "at": self.server.clock.time()}
 
     async def _send(self, mids: list[int], op: Message, message: Body, sender: Session, body: Body) -> None:
         # A client that got no answer sends again with the same id, and the message is there once.

@@ -22,6 +22,7 @@ from goim_core.testing import App, Client, running
 pytestmark = pytest.mark.anyio
 
 VIOLET, ORANGE, GREEN = 1, 2, 3
+NAMES = {VIOLET: "Violet", ORANGE: "Orange", GREEN: "Green"}
 
 
 @define
@@ -39,6 +40,7 @@ class Messenger:
             key=f"{mid}/{device}",
             device=device,
             accepts=ACCEPTS,
+            data=NAMES[mid],
         )
         return await self.app.connect(token)
 
@@ -53,7 +55,7 @@ class Messenger:
 async def messenger(folder: Path) -> AsyncIterator[Messenger]:
     with opened(folder) as parts:
         directory = parts["rooms"]._directory  # noqa: SLF001
-        for mid, name in ((VIOLET, "Violet"), (ORANGE, "Orange"), (GREEN, "Green")):
+        for mid, name in NAMES.items():
             assert await directory.find(name) in (None, mid)
             await directory.add(name)
         async with running(**parts) as app:
@@ -84,7 +86,8 @@ async def test_a_message_reaches_both_and_all_their_devices(tmp_path: Path) -> N
         violet, laptop = await world.connect(VIOLET), await world.connect(VIOLET, "laptop")
         orange, green = await world.connect(ORANGE), await world.connect(GREEN)
         await ask(violet, Message.DIRECT, to=ORANGE, text=" hi ", id="1")
-        expected = {"from": VIOLET, "to": ORANGE, "text": "hi", "at": world.app.clock.time()}
+        at = world.app.clock.time()
+        expected = {"from": VIOLET, "name": "Violet", "to": ORANGE, "text": "hi", "at": at}
         for client in (violet, laptop, orange):
             await client.assert_push(Message.DIRECT, expected, seq=1)
         await green.refute_push()

@@ -5,7 +5,6 @@ The only module of the client that knows wsproto.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
@@ -27,8 +26,9 @@ from wsproto.utilities import RemoteProtocolError
 
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import Decoder, Frame, Op, split
+from goim_core.wire import read_disconnect
 
-__all__ = ["MAX_MESSAGE", "ClientWire", "PlainWire", "WebSocketWire", "read_reason"]
+__all__ = ["MAX_MESSAGE", "ClientWire", "PlainWire", "WebSocketWire"]
 
 MAX_MESSAGE = 64 << 20
 """The largest frame or WebSocket message that is taken from a server, in bytes."""
@@ -191,7 +191,7 @@ def _opened(frame: Frame) -> list[Frame]:
 
 def _checked(frame: Frame) -> Frame:
     if frame.op == Op.DISCONNECT_REPLY:
-        raise read_reason(frame.body)
+        raise read_disconnect(frame.body)
     return frame
 
 
@@ -200,12 +200,3 @@ def _disconnect(reason: str, code: int) -> Disconnect:
         return Disconnect(reason, code)
     except ValueError:  # 1005 and 1006 stand for no code at all
         return Disconnect(reason or "closed without a reason", CloseCode.LOST)
-
-
-def read_reason(body: bytes) -> Disconnect:
-    """What the body of an op-6 frame says. goim leaves it to the application, so it may be anything."""
-    try:
-        reason = json.loads(body)
-        return Disconnect(str(reason["message"]), int(reason["code"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return Disconnect(body.decode(errors="replace"))

@@ -111,7 +111,7 @@ class DoomedQueue(MemoryQueue):
         super().acknowledge(msg)
 
 
-async def live(storage: str, death: Death) -> None:
+async def live(storage: str, keep: int, death: Death) -> None:
     """Serve until death."""
 
     class DoomedServer(Server):
@@ -123,7 +123,7 @@ async def live(storage: str, death: Death) -> None:
     doors: dict[str, Any] = {"tcp": "127.0.0.1:0", "http": "127.0.0.1:0"}
     inboxes: Any = doomed_storage(kind, death)
     async with DoomedServer(
-        auth=OpenAuth(), storage=inboxes(storage), queue=DoomedQueue(death), **doors
+        auth=OpenAuth(), storage=inboxes(storage, keep=keep), queue=DoomedQueue(death), **doors
     ) as server:
         say({"pid": os.getpid(), **{door: server.addresses[door][0] for door in doors}})
         await anyio.sleep_forever()
@@ -141,7 +141,7 @@ def main() -> None:
         plan = json.loads(line)
         pid = os.fork()
         if not pid:
-            anyio.run(live, plan["storage"], Death(plan["step"], plan["count"]))
+            anyio.run(live, plan["storage"], plan["keep"], Death(plan["step"], plan["count"]))
             os._exit(1)
         say({"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})
 

@@ -12,7 +12,8 @@ import pytest
 
 from examples.chat.app import COUNT, MAX_TEXT, TEXT, chat_server
 from goim_core import CloseCode, Disconnect, Frame, Op, Server
-from goim_core.client import Client, connect
+from goim_core.client import Link as Client
+from goim_core.client import connect_once as connect
 
 pytestmark = pytest.mark.anyio
 

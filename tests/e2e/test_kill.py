@@ -7,28 +7,20 @@ client that reconnected through all of it has seen each of them.
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import pytest
 from attrs import Factory, define
 
 from tests.e2e.clients import Client, frame, op_of
 from tests.e2e.doomed import STEPS
 from tests.e2e.inboxes import ACK, ACKS, OP, seq_of
-from tests.e2e.processes import ROOT, environment
+from tests.e2e.lives import Lives
 from tests.postgres import HOW_TO_GET_ONE, PostgresServer, programs
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +30,6 @@ MIDS = {0: [1], 1: [1, 2], 2: [2, 1]}
 """To whom each pusher pushes."""
 PATIENCE = 120.0
 """Seconds after which a test that waits has failed. Nothing in a test that passes waits for it."""
-GONE = (anyio.EndOfStream, ConnectionError)
 
 
 @pytest.fixture
@@ -109,68 +100,6 @@ class Reader:
                     self.seen.append(body)
                 if self.choose.random() < 0.3:
                     await client.send(frame(ACK, b"%d" % seq))
-
-
-class Lives:
-    """The lives of a server on one ``storage``."""
-
-    def __init__(self, storage: str) -> None:
-        self._storage = storage
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.doomed"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        self.pid = 0
-        self._addresses: dict[str, tuple[str, int]] = {}
-
-    async def begin(self, step: str = "", count: int = 0) -> None:
-        assert self._process.stdin is not None
-        plan = {"storage": self._storage, "step": step, "count": count}
-        self._process.stdin.write(json.dumps(plan) + "\n")
-        self._process.stdin.flush()
-        said = await self._line()
-        self.pid = said.pop("pid")
-        self._addresses = {door: (host, port) for door, (host, port) in said.items()}
-
-    async def ended(self) -> None:
-        """The server has to be killed, and not to end in any other way."""
-        assert await self._line() == {"status": -signal.SIGKILL}
-        self.pid = 0
-
-    async def _line(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = await anyio.to_thread.run_sync(self._process.stdout.readline, abandon_on_cancel=True)
-        said = json.loads(line)
-        assert isinstance(said, dict)
-        return said
-
-    @asynccontextmanager
-    async def dialed(self, door: str) -> AsyncIterator[Client]:
-        """A client. It may raise one of GONE, which ends the block: the server has been killed."""
-        with suppress(*GONE), socket.socket() as sock:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(BlockingIOError):
-                sock.connect(self._addresses[door])
-            await anyio.wait_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                raise ConnectionRefusedError(error)
-            yield Client(sock)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        with suppress(ProcessLookupError):
-            if self.pid:
-                self.kill()
-        self._process.kill()
-        self._process.communicate()
 
 
 async def post(client: Client, mids: list[int], key: str) -> None:
