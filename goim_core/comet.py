@@ -19,6 +19,7 @@ from goim_core.clock import Deadlines, SystemClock
 from goim_core.errors import Disconnect
 from goim_core.presence import Presence
 from goim_core.protocol import encode
+from goim_core.registry import Online
 from goim_core.room import Room
 from goim_core.session import Session
 from goim_core.wire import Packet
@@ -47,6 +48,8 @@ class Comet:
         self.addresses: Counter[str] = Counter()
         self.counters = Counters() if counters is None else counters
         self.presence = Presence(Deadlines(SystemClock())) if presence is None else presence
+        self.elsewhere = Online()
+        """How many are online on the other nodes, as they last told."""
         self._departures = 0
         """How often a channel has left, a room or an operation too: a push that paused looks here whether
         its list is still true."""
@@ -201,9 +204,14 @@ class Comet:
         self.counters.deliveries += len(channels) * packet.count - lost
 
     def online(self, room_id: str) -> int:
-        """How many connections are in the room."""
+        """How many connections are in the room, on all nodes."""
         room = self.rooms.get(room_id)
-        return room.online if room is not None else 0
+        return (room.online if room is not None else 0) + self.elsewhere.rooms.get(room_id, 0)
+
+    def census(self) -> Online:
+        """How many are online on this node."""
+        rooms = {room.id: room.online for room in self.rooms.values()}
+        return Online(rooms, len(self.buckets), len(self.addresses))
 
     def members(self, room_id: str, offset: int, limit: int) -> list[Session]:
         """Who is in the room, in the order they came: at most ``limit`` after the first ``offset``."""
@@ -214,8 +222,11 @@ class Comet:
     def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
         """The rooms ``kind://id`` with the most connections: id and count, largest first."""
         prefix = f"{kind}://"
+        ids = {*self.rooms, *self.elsewhere.rooms}
         counts = (
-            (r.id.removeprefix(prefix), r.online) for r in self.rooms.values() if r.id.startswith(prefix)
+            (room_id.removeprefix(prefix), self.online(room_id))
+            for room_id in ids
+            if room_id.startswith(prefix)
         )
         by_count: Callable[[tuple[str, int]], tuple[int, str]] = lambda room: (-room[1], room[0])  # noqa: E731
         return heapq.nsmallest(limit, counts, key=by_count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 __all__ = [
+    "BackboneError",
     "CloseCode",
     "ConfigurationError",
     "Disconnect",
@@ -117,12 +118,16 @@ class HookError(GoimError, TypeError):
     """A hook returned what it may not return; the message says what is allowed."""
 
 
+class BackboneError(GoimError):
+    """A queue, a registry or a discovery that other nodes share cannot be reached, or will not do it."""
+
+
 class QueueFull(GoimError):
     """The push queue has no room and the publisher chose not to wait."""
 
 
 class StorageError(GoimError):
-    """The storage cannot do what it was asked; the message says why. Nothing of it has been done."""
+    """The storage cannot do what it was asked; the message says why, and whether it may have been done."""
 
 
 class ServerStopped(GoimError):

@@ -17,7 +17,16 @@ from anyio.abc import TaskGroup
 from attrs import frozen
 
 from goim_core.clock import Deadlines
-from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused, ServerStopped
+from goim_core.errors import (
+    BackboneError,
+    CloseCode,
+    Disconnect,
+    ErrorCode,
+    HookError,
+    Refused,
+    ServerStopped,
+    StorageError,
+)
 from goim_core.session import MaybeAwaitable
 
 __all__ = ["Exchanges", "Flow", "settle"]
@@ -177,7 +186,7 @@ def _step(advance: Callable[..., Awaitable[Any]], *args: object) -> Awaitable[An
         return _Outcome(stop.value)
     except (Refused, Disconnect) as error:
         return _Outcome(error=error)
-    except HookError as error:
+    except (HookError, BackboneError, StorageError) as error:
         _log.error("%s", error)
     except ServerStopped:
         _log.info("a hook was cut short: the server has stopped")

@@ -56,7 +56,9 @@ class Operations:
     def heartbeat(self, channel: Channel, frame: Frame) -> bytes:
         """The reply to a heartbeat: how many are in the client's room."""
         room = channel.room
-        return encode_heartbeat_reply(room.online if room is not None else 0, frame.seq, frame.ver)
+        return encode_heartbeat_reply(
+            self._comet.online(room.id) if room is not None else 0, frame.seq, frame.ver
+        )
 
     def answer(self, channel: Channel, frame: Frame) -> Flow[bytes]:
         """The reply to any other frame.

@@ -105,6 +105,8 @@ class Options:
     """How many pushes may be merged into one packet; 1 sends each alone."""
     linger: float = _seconds(0.0, 0)
     """How long a room's first push waits for others to be merged with (goim: 1 s); 0 sends at once."""
+    census: float = _seconds(10.0)
+    """How often a node tells the others how many are online with it (goim: 10 s)."""
     buckets: int = _int(32, 1, 1 << 16)
     """Into how many buckets connections are spread (goim: 32)."""
     backlog: int = _int(4096, 1)

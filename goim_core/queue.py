@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from enum import IntEnum
+from typing import Any
 
 import anyio
 import anyio.lowlevel
-from attrs import frozen
+from attrs import field, frozen
 
 from goim_core.errors import ConfigurationError, QueueFull, ServerStopped
 
@@ -45,6 +46,8 @@ class PushMsg:
     keys: tuple[str, ...] = ()
     seqs: tuple[int, ...] = ()
     speed: int = 0
+    tag: Any = field(default=None, eq=False, repr=False)
+    """The queue's own: which delivery this is, for :meth:`Queue.acknowledge`."""
 
 
 class Queue(ABC):
@@ -79,8 +82,22 @@ class Queue(ABC):
     async def drain(self) -> None:
         """Return when all that this process published is acknowledged, as far as the queue can tell."""
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong at the moment, in a sentence for logs and statistics; empty when nothing is."""
+        return ""
+
+    async def start(self, node: str) -> None:
+        """Connect, when the server named ``node`` starts. By default there is nothing to connect to.
+
+        Raises :class:`~goim_core.errors.BackboneError` that says what is wrong.
+        """
+
+    async def run(self) -> None:
+        """Work beside the server until cancelled. By default there is nothing to do."""
+
     async def aclose(self) -> None:
-        """Let go of connections and files. By default there are none."""
+        """Let go of connections and files, when the server has stopped. By default there are none."""
 
 
 class MemoryQueue(Queue):

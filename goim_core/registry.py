@@ -6,14 +6,25 @@ goim keeps this in Redis. A route is one connection: its user, its key, and the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from attrs import field, frozen
 
 from goim_core.session import MaybeAwaitable, Session
 
-__all__ = ["MemoryRegistry", "Registry", "Routes"]
+__all__ = ["MemoryRegistry", "Online", "Registry", "Routes"]
 
 Routes = dict[str, list[str]]
 """Connection keys by the server that holds them."""
+
+
+@frozen
+class Online:
+    """How many connections each room has, how many there are in all, and from how many addresses."""
+
+    rooms: Mapping[str, int] = field(factory=dict)
+    connections: int = 0
+    addresses: int = 0
 
 
 class Registry(ABC):
@@ -45,8 +56,30 @@ class Registry(ABC):
         Of each session ``mid``, ``key``, ``platform`` and ``server`` are filled in.
         """
 
+    def report(self, online: Online) -> MaybeAwaitable[Online]:
+        """Tell the other nodes who is ``online`` here; the sum of what they have told.
+
+        Called every ``Options.census`` seconds. Raises :class:`~goim_core.errors.BackboneError` where the
+        registry is not there. By default there are no other nodes.
+        """
+        return Online()
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong at the moment, in a sentence for logs and statistics; empty when nothing is."""
+        return ""
+
+    async def start(self, node: str) -> None:
+        """Connect, when the server named ``node`` starts. By default there is nothing to connect to.
+
+        Raises :class:`~goim_core.errors.BackboneError` that says what is wrong.
+        """
+
+    async def run(self) -> None:
+        """Work beside the server until cancelled: renew what expires. By default there is nothing to do."""
+
     async def aclose(self) -> None:
-        """Let go of connections. By default there are none."""
+        """Let go of connections, when the server has stopped. By default there are none."""
 
 
 class MemoryRegistry(Registry):

@@ -7,30 +7,26 @@ import secrets
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import anyio
-import anyio.lowlevel
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from goim_core import nodes
 from goim_core.channel import Counters
 from goim_core.clock import Clock, Deadlines, SystemClock
 from goim_core.comet import Comet
-from goim_core.connection import Connection, Edge, Stage
-from goim_core.conversation import Conversation
 from goim_core.doors import bind_doors, checked_doors
-from goim_core.errors import CloseCode, ConfigurationError, Disconnect, ServerStopped
-from goim_core.flow import Exchanges
+from goim_core.errors import ConfigurationError, Disconnect, ServerStopped
 from goim_core.hooks import AuthHook, Hook, MessageHook, RoomHook, SessionHook
 from goim_core.http_api import PushAPI
 from goim_core.http_door import HTTPDoor, Routes
-from goim_core.job import Job
-from goim_core.listener import Accept, Address, Listener
+from goim_core.listener import Address
 from goim_core.logic import Hooks, Logic
-from goim_core.operations import Operations
 from goim_core.options import Options
+from goim_core.pipeline import Pipeline
 from goim_core.presence import Presence
 from goim_core.publisher import Publisher
 from goim_core.queue import MemoryQueue, Queue
@@ -39,16 +35,10 @@ from goim_core.registry import MemoryRegistry, Registry
 from goim_core.session import Session
 from goim_core.stats import Stats, read_stats
 from goim_core.storage import StorageHook
-from goim_core.tls import TLSSocket
-from goim_core.websocket import WebSocketWire
-from goim_core.wire import TCPWire, Wire
 
 __all__ = ["Server", "Stats"]
 
 H = TypeVar("H", bound=Hook)
-
-_LAST_TURNS = 4
-"""How often hooks that hang are cut short when the server stops, each in turn."""
 
 _log = logging.getLogger("goim_core.server")
 
@@ -100,7 +90,6 @@ class Server:
         self.options = options = Options() if options is None else options
         self.name = name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._host = host
-        self._ssl_context = ssl_context
         self._doors = checked_doors(ssl_context, tcp=tcp, tls=tls, ws=ws, wss=wss, http=http)
         self._deadlines = self._new_deadlines(SystemClock() if clock is None else clock)
         self._counters = Counters()
@@ -125,9 +114,18 @@ class Server:
             publisher=self._publisher,
             clock=self._deadlines.clock,
         )
-        self._new_reactor = reactor
-        self._http = HTTPDoor({**PushAPI(self).routes, **(routes or {})}, max_body=options.http_max_body)
-        self._listeners: dict[str, list[Listener]] = {}
+        self._pipeline = Pipeline(
+            comet=self._comet,
+            logic=self._logic,
+            queue=self._queue,
+            registry=self._registry,
+            http=HTTPDoor({**PushAPI(self).routes, **(routes or {})}, max_body=options.http_max_body),
+            deadlines=self._deadlines,
+            options=options,
+            counters=self._counters,
+            ssl_context=ssl_context,
+            new_reactor=reactor,
+        )
         self._tasks: TaskGroup | None = None
         self._running = False
 
@@ -149,14 +147,20 @@ class Server:
             raise ServerStopped("a Server runs once: make a new one to start again")
         sockets = bind_doors(self._doors, self.options.backlog)
         try:
-            if self._storage is not None:
-                await self._storage.start()
+            async with AsyncExitStack() as opened:
+                if self._storage is not None:
+                    opened.push_async_callback(self._storage.aclose)
+                    await self._storage.start()
+                for part in (self._registry, self._queue):
+                    opened.push_async_callback(part.aclose)
+                    await part.start(self.name)
+                self._opened = opened.pop_all()
         except BaseException:
             for _, sock in sockets:
                 sock.close()
             raise
         self._tasks = await anyio.create_task_group().__aenter__()
-        await self._tasks.start(self._run, sockets)
+        await self._tasks.start(self._pipeline.run, sockets)
         self._running = True
         _log.info("listening: %s", self.addresses)
         return self
@@ -168,7 +172,20 @@ class Server:
         self._running = False
         with anyio.CancelScope(shield=True):
             await self._stop()
-        self._scope.cancel()
+        self._pipeline.end()
+        try:
+            return await self._ended(kind, error, trace)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._opened.aclose()
+
+    async def _stop(self) -> None:
+        await self._pipeline.stop()
+
+    async def _ended(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._tasks is not None
         # What the block raised comes out as it went in: a task group would wrap it, trio's even a copy.
         if isinstance(error, Exception):
             await self._tasks.__aexit__(None, None, None)
@@ -180,89 +197,11 @@ class Server:
                 return False
             raise
 
-    async def _run(self, sockets: list[tuple[str, socket.socket]], *, task_status: TaskStatus[None]) -> None:
-        options, deadlines = self.options, self._deadlines
-        self._reactor = self._new_reactor()
-        # Shielded: when the program around is cancelled, stopping still needs all of this to go on.
-        with anyio.CancelScope(shield=True) as self._scope:
-            async with anyio.create_task_group() as tasks:
-                exchanges = Exchanges(tasks, deadlines, options.max_hooks, options.hook_timeout)
-                self._edge = Edge(
-                    comet=self._comet,
-                    logic=self._logic,
-                    operations=Operations(self._comet, self._logic, options.max_rooms),
-                    exchanges=exchanges,
-                    reactor=self._reactor,
-                    deadlines=deadlines,
-                    options=options,
-                    counters=self._counters,
-                )
-                self._accepts = {door: self._acceptor(door, tasks) for door in self._doors}
-                for door, sock in sockets:
-                    listener = Listener(sock, self._accepts[door], self._reactor, deadlines)
-                    self._listeners.setdefault(door, []).append(listener)
-                tasks.start_soon(deadlines.run)
-                tasks.start_soon(self._reactor.run)
-                tasks.start_soon(Job(self._queue, self._comet, deadlines.clock, options).run)
-                task_status.started()
-        self._reactor.close()
-        await self._queue.aclose()
-        await self._registry.aclose()
-        if self._storage is not None:
-            await self._storage.aclose()
-
-    def _acceptor(self, door: str, tasks: TaskGroup) -> Accept:
-        """What becomes of a socket that comes in at ``door``."""
-        options, edge, context = self.options, self._edge, self._ssl_context
-
-        def new_wire() -> Wire:
-            if door in ("ws", "wss"):
-                return WebSocketWire(options.max_body, options.ws_path)
-            return TCPWire(options.max_body)
-
-        def accept_http(sock: socket.socket, _: str) -> None:
-            tasks.start_soon(self._http.serve, sock)
-
-        def accept(sock: socket.socket, address: str) -> None:
-            stage = Stage.HANDSHAKE if door in ("ws", "wss") else Stage.AUTH
-            secured = TLSSocket(sock, context) if door in ("tls", "wss") and context is not None else sock
-            Conversation.open(secured, new_wire(), edge, stage, address)
-
-        return accept_http if door == "http" else accept
-
-    async def _stop(self) -> None:
-        for listeners in self._listeners.values():
-            for listener in listeners:
-                listener.close()
-        # Half of the time for the pushes: one that goes out slowly must not keep clients from being told.
-        with self._deadlines.move_on_after(self.options.drain / 2):
-            await self._queue.drain()
-        with self._deadlines.move_on_after(self.options.drain * 3 / 8):
-            self._edge.empty = anyio.Event()
-            for connection in self._connections():
-                connection.close(Disconnect("the server is stopping", CloseCode.GOING_AWAY))
-                await anyio.lowlevel.checkpoint()
-            if self._connections():
-                await self._edge.empty.wait()
-            await self._edge.exchanges.idle()
-        for connection in self._connections():
-            connection.lost(ConnectionAbortedError("the server has stopped"))
-        # A hook that hangs is cut short, and then the one that hears of the end has its turn.
-        for _ in range(_LAST_TURNS):
-            self._edge.exchanges.abort()
-            with self._deadlines.move_on_after(self.options.drain / 8 / _LAST_TURNS):
-                await self._edge.exchanges.idle()
-                break
-
-    def _connections(self) -> list[Connection]:
-        return [source for source in self._reactor.sources() if isinstance(source, Connection)]
-
     @property
     def addresses(self) -> dict[str, list[tuple[str, int] | str]]:
         """Where each door listens: ``(host, port)``, or the path of a Unix socket. Empty before the start."""
-        return {
-            door: [listener.address for listener in listeners] for door, listeners in self._listeners.items()
-        }
+        doors = self._pipeline.listeners.items()
+        return {door: [listener.address for listener in listeners] for door, listeners in doors}
 
     def accept(self, sock: socket.socket, door: str = "tcp", address: str = "") -> None:
         """Take in a connected, non-blocking socket that somebody else has accepted.
@@ -271,7 +210,7 @@ class Server:
         server's from now on. Raises :class:`~goim_core.errors.ServerStopped` outside the server's block.
         """
         self._pushes()
-        self._accepts[door](sock, address)
+        self._pipeline.acceptor(door)(sock, address)
 
     @property
     def clock(self) -> Clock:
@@ -331,7 +270,10 @@ class Server:
 
     def online_total(self) -> tuple[int, int]:
         """How many addresses, and how many connections."""
-        return len(self._comet.addresses), len(self._comet.buckets)
+        elsewhere = self._comet.elsewhere
+        return len(self._comet.addresses) + elsewhere.addresses, len(
+            self._comet.buckets
+        ) + elsewhere.connections
 
     def members(self, room_id: str, *, offset: int = 0, limit: int = 100) -> list[Session]:
         """Who is in the room on this node, in the order they came: at most ``limit`` after ``offset``."""
@@ -339,7 +281,7 @@ class Server:
 
     def stats(self) -> Stats:
         """The server's figures now."""
-        return read_stats(self._counters, self._comet, self._queue)
+        return read_stats(self._counters, self._comet, self._queue, self._registry)
 
     def nodes_weighted(self, platform: str, address: str) -> dict[str, Any]:
         """Where clients shall connect: see :func:`goim_core.nodes.weighted`."""

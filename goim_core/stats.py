@@ -9,6 +9,7 @@ from attrs import frozen
 from goim_core.channel import Counters
 from goim_core.comet import Comet
 from goim_core.queue import Queue
+from goim_core.registry import Registry
 
 __all__ = ["Stats", "read_stats"]
 
@@ -19,7 +20,8 @@ class Stats:
 
     ``connections`` are all open sockets of clients, ``users`` those that are authenticated; ``opened`` and
     ``deliveries`` count since the start, as do ``drops`` (messages by reason) and ``closes`` (connections
-    by close code); ``pending`` is how many pushes are accepted and not yet sent.
+    by close code); ``pending`` is how many pushes are accepted and not yet sent;
+    ``troubles`` what is wrong at the moment with the queue or the registry that nodes share.
     """
 
     connections: int
@@ -31,9 +33,10 @@ class Stats:
     pending: int
     drops: Mapping[str, int]
     closes: Mapping[int, int]
+    troubles: Mapping[str, str]
 
 
-def read_stats(counters: Counters, comet: Comet, queue: Queue) -> Stats:
+def read_stats(counters: Counters, comet: Comet, queue: Queue, registry: Registry) -> Stats:
     """The figures now."""
     return Stats(
         connections=counters.opened - counters.closed,
@@ -45,4 +48,7 @@ def read_stats(counters: Counters, comet: Comet, queue: Queue) -> Stats:
         pending=queue.pending,
         drops=dict(counters.drops),
         closes=dict(counters.closes),
+        troubles={
+            name: part.trouble for name, part in (("queue", queue), ("registry", registry)) if part.trouble
+        },
     )

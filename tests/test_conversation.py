@@ -124,10 +124,10 @@ async def test_a_client_that_leaves_during_authenticate_is_never_connected() -> 
             await stream.send(encode(Op.AUTH, b'{"mid": 1}', 1))
             await gates.begun["authenticate"].wait()
             # The server resets it while the hook waits: its route has to go, too.
-            for connection in server._connections():
+            for connection in server._pipeline._connections():
                 connection.lost(ConnectionResetError("reset"))
             gates.gates["authenticate"].set()
-            await server._edge.exchanges.idle()
+            await server._pipeline.edge.exchanges.idle()
             assert server._registry.keys(["k"]) == {}
             assert server.stats().users == 0
             await stream.aclose()

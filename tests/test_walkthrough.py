@@ -3,9 +3,9 @@
 A block of ``docs/walkthrough.md`` says what becomes of it:
 
 - ``python FILE`` and ``toml FILE``: added to that file;
-- ``console TERMINAL``: typed into that terminal. ``$`` starts a command, ``^C`` stops the one that runs (``^\\`` kills it), and
-  every other line is what the terminal shows next. ``goim-core serve`` and ``listen`` go on running; any
-  other command has to end, with nothing else to say.
+- ``console TERMINAL``: typed into that terminal. ``$`` starts a command, ``>`` is a line for it to read, ``^D`` the
+  end of its input, ``^C`` and ``^\\`` stop it; every other line is what the terminal shows next. Servers and clients
+  go on running; any other command has to end, with nothing else to say.
 """
 
 from __future__ import annotations
@@ -23,22 +23,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import PATIENCE, environment
+from tests.e2e.processes import PATIENCE, ROOT, environment
 from tests.pages import FENCE, TEXTS
 
 PAGE = TEXTS["walkthrough.md"]
 PORTS = ("3101", "3102", "3111")
 MOST_LINES = 80
+LASTING = ("goim-core serve", "goim-core listen", "python talk.py", "python serve.py")
 STOPS = {"^C": signal.SIGINT, "^\\": signal.SIGQUIT}
 
 pytestmark = pytest.mark.skipif(
-    sys.platform == "win32" or not (shutil.which("bash") and shutil.which("curl")), reason="needs bash and curl"
+    sys.platform == "win32" or not (shutil.which("bash") and shutil.which("curl")),
+    reason="needs bash and curl",
 )
 
 
 def lines_of_code() -> int:
     """The lines of the application on the page: what is neither blank nor its test."""
-    files = [match[3] for match in FENCE.finditer(PAGE) if match[1] == "python" and match[2] != "test_chat.py"]
+    files = [
+        match[3] for match in FENCE.finditer(PAGE) if match[1] == "python" and match[2] != "test_chat.py"
+    ]
     return sum(1 for line in "".join(files).splitlines() if line.strip())
 
 
@@ -48,16 +52,18 @@ class Terminal:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.environment = environment
+        self.command = ""
         self.running: subprocess.Popen[str] | None = None
 
     def start(self, command: str) -> None:
-        assert self.running is None or self.running.poll() is not None, f"still running: {self.running.args}"
+        assert self.running is None or self.running.poll() is not None, f"still running: {self.command}"
         self.close()
+        self.command = command
         self.running = subprocess.Popen(
             ["bash", "-c", command],
             cwd=self.folder,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -67,6 +73,11 @@ class Terminal:
         self.watchdog = threading.Timer(PATIENCE, self.kill, (signal.SIGKILL,))
         self.watchdog.daemon = True
         self.watchdog.start()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what was started last runs until it is stopped."""
+        return self.command.startswith(LASTING)
 
     def kill(self, number: int) -> None:
         assert self.running is not None
@@ -79,13 +90,29 @@ class Terminal:
         assert self.running.stdout is not None
         return self.running.stdout.readline().rstrip("\n")
 
+    def type(self, line: str) -> None:
+        """Have it read a line."""
+        assert self.running is not None
+        assert self.running.stdin is not None
+        self.running.stdin.write(f"{line}\n")
+        self.running.stdin.flush()
+
+    def end(self) -> None:
+        """Have it read the end of its input, and stop."""
+        assert self.running is not None
+        assert self.running.stdin is not None
+        self.running.stdin.close()
+        assert self.line() == ""
+        assert self.running.wait(PATIENCE) == 0
+
     def close(self) -> None:
         if self.running is not None:
             self.kill(signal.SIGKILL)
             self.running.wait()
             self.watchdog.cancel()
-            assert self.running.stdout is not None
-            self.running.stdout.close()
+            for pipe in (self.running.stdin, self.running.stdout):
+                assert pipe is not None
+                pipe.close()
 
 
 @pytest.fixture
@@ -120,29 +147,24 @@ def terminals(tmp_path: Path) -> Iterator[dict[str, Terminal]]:
         terminal.close()
 
 
-def goes_on(command: str) -> bool:
-    return command.startswith(("goim-core serve", "goim-core listen", "python serve.py"))
-
-
 def type_in(terminal: Terminal, text: str) -> None:
     """Do what a console block says, and compare what it shows."""
     lines = text.splitlines()
-    for index, line in enumerate(lines):
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if line in STOPS:
             terminal.kill(STOPS[line])
             assert terminal.running is not None
             terminal.running.wait(PATIENCE)
+        elif line == "^D":
+            terminal.end()
+        elif line.startswith("> "):
+            terminal.type(line.removeprefix("> "))
         elif line.startswith("$ "):
             terminal.start(line.removeprefix("$ "))
         else:
             assert shown(terminal.line()) == shown(line)
-            if index + 1 < len(lines) and not lines[index + 1].startswith(("$ ", *STOPS)):
-                continue
-        following = lines[index + 1 : index + 2]
-        over = not following or following[0].startswith("$ ")
-        if over and terminal.running is not None and not goes_on(str(terminal.running.args[-1])):
-            assert terminal.line() == ""
-            assert terminal.running.wait(PATIENCE) == 0
+        if (not following or following.startswith("$ ")) and not terminal.goes_on:
+            terminal.end()
 
 
 def shown(line: str) -> str:
@@ -167,6 +189,18 @@ def test_the_page_as_it_is_written(
                 type_in(terminals[name], text)
             except AssertionError as error:
                 raise AssertionError(f"walkthrough.md:{line}: {error}") from None
+
+
+def test_its_files_have_right_types(tmp_path: Path) -> None:
+    for match in FENCE.finditer(PAGE):
+        if match[1] == "python":
+            with (tmp_path / match[2]).open("a", encoding="utf-8") as file:
+                file.write(match[3])
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
+    command += ["--cache-dir", str(ROOT / ".mypy_cache"), "."]
+    where = {**environment(), "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_it_takes_as_few_lines_as_it_says() -> None:

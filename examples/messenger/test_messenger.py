@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from attrs import define
 
@@ -15,8 +16,11 @@ from examples.messenger.app import opened
 from examples.messenger.directory import Directory
 from examples.messenger.hooks import REMOVED, Message
 from examples.messenger.login import ACCEPTS, Login
-from goim_core import CloseCode, Op, Request
+from examples.messenger.talk import Login as LogIn
+from examples.messenger.talk import Talk
+from goim_core import CloseCode, Op, Request, Server
 from goim_core.auth import SignedTokenAuth
+from goim_core.client import connect
 from goim_core.testing import App, Client, running
 
 pytestmark = pytest.mark.anyio
@@ -289,3 +293,39 @@ async def test_a_token_for_a_name_and_a_password(tmp_path: Path) -> None:
         async with running(**parts) as app:
             client = await app.connect(told["token"])
             assert (client.session.mid, client.session.device, client.session.data) == (1, "phone", "Violet")
+
+
+# With sockets: the server, the login over HTTP, and the terminal client.
+
+
+async def test_over_sockets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened(tmp_path) as parts:
+        async with Server(**parts, tcp="127.0.0.1:0", http="127.0.0.1:0") as server:
+            tcp, http = (f"127.0.0.1:{server.addresses[door][0][1]}" for door in ("tcp", "http"))
+
+            def talking(name: str) -> Any:
+                return connect(f"tcp://{tcp}", token=LogIn(http, name, "secret", "terminal"))
+
+            with anyio.fail_after(20):
+                async with talking("Violet") as violet, talking("Orange") as orange:
+                    talk = Talk(violet)
+                    for line in (
+                        "hello",
+                        "/to Nobody",
+                        "/to Orange",
+                        "hello",
+                        "/new garden",
+                        "/invite Orange",
+                    ):
+                        await talk.type(line)
+                    assert [(await orange.receive()).op for _ in range(2)] == [Message.DIRECT, Message.NOTICE]
+                async with talking("Violet") as violet:
+                    talk = Talk(violet)
+                    for line in ("/to Orange", "still here?", "/rooms"):
+                        await talk.type(line)
+                async with talking("Orange") as orange:
+                    message = await orange.receive()  # the two before were acknowledged
+                    assert (message.seq, json.loads(message.body)["text"]) == (3, "still here?")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["! choose first: /to NAME or /room ROOM", "! nobody has this name"]
+    assert said[-1].endswith(" garden")

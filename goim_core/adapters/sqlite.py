@@ -116,7 +116,9 @@ class SQLiteStorage(SQLStorage):
         with self._faults("cannot open"), ExitStack() as undo:
             self._writer = self._connect(undo)
             self._prepare()
-            self._writer.execute("PRAGMA journal_mode = WAL")
+            (mode,) = self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise StorageError(f"cannot open {self._path!r}: its file system has no write-ahead log")
             self._writer.execute("PRAGMA synchronous = FULL")
             # On macOS a plain sync leaves data in the drive's own memory.
             self._writer.execute("PRAGMA fullfsync = ON")

@@ -58,7 +58,7 @@ class SocketlessServer(Server):
     @property
     def asking(self) -> bool:
         """Hooks or the storage are at work for a client."""
-        return self._edge.exchanges.active
+        return self._pipeline.edge.exchanges.active
 
     async def _stop(self) -> None:
         async with anyio.create_task_group() as tasks:

@@ -1,0 +1,137 @@
+"""A server at work: its sockets, its tasks, and how all of it stops."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup, TaskStatus
+from attrs import define, field
+
+from goim_core.census import Census
+from goim_core.channel import Counters
+from goim_core.clock import Deadlines
+from goim_core.comet import Comet
+from goim_core.connection import Connection, Edge, Stage
+from goim_core.conversation import Conversation
+from goim_core.errors import CloseCode, Disconnect
+from goim_core.flow import Exchanges
+from goim_core.http_door import HTTPDoor
+from goim_core.job import Job
+from goim_core.listener import Accept, Listener
+from goim_core.logic import Logic
+from goim_core.operations import Operations
+from goim_core.options import Options
+from goim_core.queue import Queue
+from goim_core.reactor import Reactor
+from goim_core.registry import Registry
+from goim_core.tls import TLSSocket
+from goim_core.websocket import WebSocketWire
+from goim_core.wire import TCPWire, Wire
+
+__all__ = ["Pipeline"]
+
+LAST_TURNS = 4
+"""How often hooks that hang are cut short when the server stops, each in turn."""
+
+
+@define(eq=False, kw_only=True)
+class Pipeline:
+    """What runs while a server does. :class:`goim_core.Server` makes it, and has the parts."""
+
+    comet: Comet
+    logic: Logic
+    queue: Queue
+    registry: Registry
+    http: HTTPDoor
+    deadlines: Deadlines
+    options: Options
+    counters: Counters
+    ssl_context: ssl.SSLContext | None
+    new_reactor: Callable[[], Reactor]
+    listeners: dict[str, list[Listener]] = field(init=False, factory=dict)
+    edge: Edge = field(init=False)
+    _scope: anyio.CancelScope = field(init=False)
+    _tasks: TaskGroup = field(init=False)
+
+    async def run(self, sockets: list[tuple[str, socket.socket]], *, task_status: TaskStatus[None]) -> None:
+        """Serve what comes in at ``sockets``, each with the name of its door, until :meth:`end`."""
+        options, deadlines, reactor = self.options, self.deadlines, self.new_reactor()
+        # Shielded: when the program around is cancelled, stopping still needs all of this to go on.
+        with anyio.CancelScope(shield=True) as self._scope:
+            async with anyio.create_task_group() as self._tasks:
+                self.edge = Edge(
+                    comet=self.comet,
+                    logic=self.logic,
+                    operations=Operations(self.comet, self.logic, options.max_rooms),
+                    exchanges=Exchanges(self._tasks, deadlines, options.max_hooks, options.hook_timeout),
+                    reactor=reactor,
+                    deadlines=deadlines,
+                    options=options,
+                    counters=self.counters,
+                )
+                for door, sock in sockets:
+                    listener = Listener(sock, self.acceptor(door), reactor, deadlines)
+                    self.listeners.setdefault(door, []).append(listener)
+                self._tasks.start_soon(deadlines.run)
+                self._tasks.start_soon(reactor.run)
+                self._tasks.start_soon(self.queue.run)
+                self._tasks.start_soon(self.registry.run)
+                self._tasks.start_soon(Census(self.comet, self.registry, deadlines.clock, options.census).run)
+                self._tasks.start_soon(Job(self.queue, self.comet, deadlines.clock, options).run)
+                task_status.started()
+        reactor.close()
+
+    def end(self) -> None:
+        """Cancel whatever is left."""
+        self._scope.cancel()
+
+    def acceptor(self, door: str) -> Accept:
+        """What becomes of a socket that comes in at ``door``."""
+        options, edge, context = self.options, self.edge, self.ssl_context
+
+        def new_wire() -> Wire:
+            if door in ("ws", "wss"):
+                return WebSocketWire(options.max_body, options.ws_path)
+            return TCPWire(options.max_body)
+
+        def accept_http(sock: socket.socket, _: str) -> None:
+            self._tasks.start_soon(self.http.serve, sock)
+
+        def accept(sock: socket.socket, address: str) -> None:
+            stage = Stage.HANDSHAKE if door in ("ws", "wss") else Stage.AUTH
+            secured = TLSSocket(sock, context) if door in ("tls", "wss") and context is not None else sock
+            Conversation.open(secured, new_wire(), edge, stage, address)
+
+        return accept_http if door == "http" else accept
+
+    async def stop(self) -> None:
+        """Let no one in any more, send what was accepted, tell the clients, wait for hooks, and close."""
+        for listeners in self.listeners.values():
+            for listener in listeners:
+                listener.close()
+        # Half of the time for the pushes: one that goes out slowly must not keep clients from being told.
+        with self.deadlines.move_on_after(self.options.drain / 2):
+            await self.queue.drain()
+        with self.deadlines.move_on_after(self.options.drain * 3 / 8):
+            self.edge.empty = anyio.Event()
+            for connection in self._connections():
+                connection.close(Disconnect("the server is stopping", CloseCode.GOING_AWAY))
+                await anyio.lowlevel.checkpoint()
+            if self._connections():
+                await self.edge.empty.wait()
+            await self.edge.exchanges.idle()
+        for connection in self._connections():
+            connection.lost(ConnectionAbortedError("the server has stopped"))
+        # A hook that hangs is cut short, and then the one that hears of the end has its turn.
+        for _ in range(LAST_TURNS):
+            self.edge.exchanges.abort()
+            with self.deadlines.move_on_after(self.options.drain / 8 / LAST_TURNS):
+                await self.edge.exchanges.idle()
+                break
+
+    def _connections(self) -> list[Connection]:
+        return [source for source in self.edge.reactor.sources() if isinstance(source, Connection)]
