@@ -35,9 +35,9 @@ from goim_core.token_auth import TokenAuth
 
 __all__ = [
     "AuthHook", "AuthRequest", "BackboneError", "CloseCode", "ConfigurationError", "Disconnect", "ErrorCode",
-    "Frame", "GoimError", "HookError", "LoginPolicy", "MemoryQueue", "MemoryRegistry", "MemoryStorage", "MessageHook",
-    "Op", "OpenAuth", "Options", "OutboxPolicy", "ProtocolError", "PushMsg", "PushType", "Pusher", "Queue",
-    "QueueFull", "Refused", "Registry", "Request", "Response", "RoomHook", "Server", "ServerStopped",
-    "Session", "SessionHook", "SignedTokenAuth", "Stats", "StorageError", "StorageHook", "StorePolicy",
-    "Stored", "TokenAuth", "pages", "sign_token",
+    "Frame", "GoimError", "HookError", "LoginPolicy", "MemoryQueue", "MemoryRegistry", "MemoryStorage",
+    "MessageHook", "Op", "OpenAuth", "Options", "OutboxPolicy", "ProtocolError", "PushMsg", "PushType",
+    "Pusher", "Queue", "QueueFull", "Refused", "Registry", "Request", "Response", "RoomHook", "Server",
+    "ServerStopped", "Session", "SessionHook", "SignedTokenAuth", "Stats", "StorageError", "StorageHook",
+    "StorePolicy", "Stored", "TokenAuth", "pages", "sign_token",
 ]  # fmt: skip

@@ -129,13 +129,12 @@ class _Inbox:
 
     def acknowledge(self, device: str, seq: int) -> int:
         now = self.cursors.get(device, 0)
-        moved = min(seq, self.last)
-        if moved <= now:
+        if not now < seq <= self.last:
             return now
         if self.cursors is _NONE:
             self.cursors = {}
-        self.cursors[device] = moved
-        return moved
+        self.cursors[device] = seq
+        return seq
 
     def expire(self, oldest: float) -> None:
         count = 0

@@ -76,7 +76,7 @@ class Model:
 
     def acknowledge(self, mid: int, device: str, seq: int) -> int:
         last = len(self.inboxes.get(mid, []))
-        cursor = max(self.cursors.get((mid, device), 0), min(seq, last))
+        cursor = max(self.cursors.get((mid, device), 0), seq if seq <= last else 0)
         self.cursors[mid, device] = cursor
         return cursor
 

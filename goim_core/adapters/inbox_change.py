@@ -146,9 +146,9 @@ class Change:
         now = dict(cursors)
         for ack in self.acks:
             where = (ack.mid, ack.device)
-            ack.cursor = max(now.get(where, 0), min(ack.seq, last[ack.mid]))
-            if ack.cursor > now.get(where, 0):
-                now[where] = self.cursors[where] = ack.cursor
+            if now.get(where, 0) < ack.seq <= last[ack.mid]:
+                now[where] = self.cursors[where] = ack.seq
+            ack.cursor = now.get(where, 0)
 
     def _number(
         self, append: Append, mid: int, last: dict[int, int], known: dict[tuple[int, bytes], int]

@@ -13,6 +13,11 @@ from playwright.sync_api import Browser, Page, expect
 from tests.e2e.browser import HOW_TO_GET_ONE, browser, chromium
 from tests.e2e.processes import started
 
+FLOOD = """for (let number = 0; number < 40; number++) {
+    document.querySelector("#text").value = number;
+    document.querySelector("form").requestSubmit();
+}"""
+
 
 @pytest.fixture(scope="module")
 def window() -> Iterator[Browser]:
@@ -46,8 +51,7 @@ def test_comments_fly_by_for_everyone(window: Browser, tmp_path: Path) -> None:
         says(ada, "<b>wow</b>")
         for page in (ada, grace):
             expect(page.locator("#screen p")).to_have_text("<b>wow</b>")
-        for number in range(25):
-            says(ada, str(number))
+        ada.evaluate(FLOOD)
         expect(ada.locator("#problem")).to_contain_text("at most 5 frames a second")
         assert program.stop() == (0, "", "")
     assert complaints == []
