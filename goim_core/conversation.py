@@ -106,6 +106,7 @@ class Conversation(Connection):
         self.deadline = edge.deadlines.clock.now() + edge.silence
         self._expect_expiry()
         self.wire.forget_handshake()
+        self.busy = True  # the link may break here, and its end comes after its beginning
         channel.reply(self.wire.encode(encode(Op.AUTH_REPLY, b"", frame.seq, frame.ver)))
         if replaced is not None:
             replaced.port.close(
@@ -114,7 +115,10 @@ class Conversation(Connection):
         if edge.logic.stores and self.stage is LIVE:
             channel.inbox = inbox = Inbox(channel, edge.logic, edge.exchanges, edge.reactor)
             inbox.go_on()
+        self.busy, ended = False, self.why
         self._begin(edge.logic.connected(session), _ignore, self._turn_away)
+        if ended is not None and not self.busy:
+            self.on_end(ended)
 
     # The token's end.
 

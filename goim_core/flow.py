@@ -63,6 +63,7 @@ class Exchanges:
         self._limiter = anyio.Semaphore(limit)
         self._timeout = timeout
         self._active: set[anyio.CancelScope] = set()
+        self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
 
     def begin(
@@ -89,8 +90,8 @@ class Exchanges:
                 return
 
     def abort(self) -> None:
-        """Cancel every exchange that is under way; each is told so."""
-        for scope in tuple(self._active):
+        """Cancel every exchange that is with its hook; each is told so."""
+        for scope in tuple(self._running):
             scope.cancel()
 
     def _start(
@@ -126,6 +127,7 @@ class Exchanges:
         try:
             with scope:
                 async with self._limiter:
+                    self._running.add(scope)
                     with self._deadlines.move_on_after(self._timeout) as timer:
                         outcome = await _run(flow, awaitable)
                 if timer.cancelled_caught:
@@ -135,11 +137,13 @@ class Exchanges:
             if scope.cancelled_caught:
                 outcome = _cut(flow, awaitable, Disconnect("the server is stopping", CloseCode.GOING_AWAY))
             # Whoever is told may begin the next: for them this one is over.
+            self._running.discard(scope)
             self._active.discard(scope)
             _report(outcome, done, failed)
         finally:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()  # cancelled before its turn came, it would warn that nobody awaited it
+            self._running.discard(scope)
             self._active.discard(scope)
             if not self._active:
                 self._idle.set()

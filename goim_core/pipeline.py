@@ -34,8 +34,8 @@ from goim_core.wire import TCPWire, Wire
 
 __all__ = ["Pipeline"]
 
-LAST_TURNS = 4
-"""How often hooks that hang are cut short when the server stops, each in turn."""
+LAST_TURNS = 10_000
+"""How often hooks that hang are cut short when the server stops: one connection may have many, in turn."""
 
 
 @define(eq=False, kw_only=True)
@@ -126,12 +126,21 @@ class Pipeline:
             await self.edge.exchanges.idle()
         for connection in self._connections():
             connection.lost(ConnectionAbortedError("the server has stopped"))
-        # A hook that hangs is cut short, and then the one that hears of the end has its turn.
-        for _ in range(LAST_TURNS):
-            self.edge.exchanges.abort()
-            with self.deadlines.move_on_after(self.options.drain / 8 / LAST_TURNS):
-                await self.edge.exchanges.idle()
-                break
+        await self._cut_short()
+
+    async def _cut_short(self) -> None:
+        """End hooks that hang, and then those that hear of the end, each after it has begun."""
+        exchanges = self.edge.exchanges
+        with self.deadlines.move_on_after(self.options.drain / 8):
+            for turn in range(LAST_TURNS):
+                if not exchanges.active:
+                    return
+                exchanges.abort()
+                if turn < 2:
+                    with self.deadlines.move_on_after(self.options.drain / 32):
+                        await exchanges.idle()
+                else:
+                    await anyio.lowlevel.checkpoint()
 
     def _connections(self) -> list[Connection]:
         return [source for source in self.edge.reactor.sources() if isinstance(source, Connection)]

@@ -458,37 +458,55 @@ async def test_a_flow_that_hangs_holds_up_the_next_only_so_long() -> None:
 # Cut short.
 
 
-async def test_aborting_ends_all_that_are_under_way_and_says_so() -> None:
-    """Those with a hook, those that wait for a place, and those whose task has not begun."""
-    ends, cleaned, hanging = Ends(), [], anyio.Event()
+async def abort_until_idle(exchanges: Exchanges, at_most: int = 10) -> int:
+    """Abort as often as it takes; how often that was."""
+    for turn in range(at_most):
+        await all_blocked()
+        if not exchanges.active:
+            return turn
+        exchanges.abort()
+    pytest.fail("it goes on for ever")
+
+
+async def test_aborting_ends_those_with_a_hook_and_the_next_have_their_turn() -> None:
+    ends, log = Ends(), list[str]()
 
     async def hook() -> None:
+        log.append("begun")
         try:
-            hanging.set()
             await anyio.sleep_forever()
         finally:
-            cleaned.append(1)
+            log.append("cleaned")
 
     async with anyio.create_task_group() as tasks:
         exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
-        for _ in range(2):
+        for _ in range(3):
             exchanges.begin(calling(hook), ends.add, ends.add)
-        await hanging.wait()
-        exchanges.begin(calling(hook), ends.add, ends.add)
-        exchanges.abort()
-        await ends.count(3)
-        await exchanges.idle()
+        assert await abort_until_idle(exchanges) == 3
+        assert log == ["begun", "cleaned"] * 3
         assert [(end.code, end.reason) for end in ends.seen] == [
             (CloseCode.GOING_AWAY, "the server is stopping")
         ] * 3
-        assert 1 <= len(cleaned) <= 2, "one of them may have had the place of the first for a moment"
         exchanges.abort()  # nothing is under way
         exchanges.begin(calling(anyio.lowlevel.checkpoint), ends.add, ends.add)
-        assert (await ends.count(4))[3] is None, "what begins later goes on"
+        await all_blocked()
+        assert ends.seen[3:] == [None], "what begins later goes on"
 
 
-@pytest.mark.parametrize("where", ["in its hook", "in the line"])
-async def test_a_flow_that_is_cut_short_cleans_up_before_anyone_is_told(where: str) -> None:
+async def test_aborting_what_has_just_begun() -> None:
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 5, TIMEOUT)
+        for _ in range(2):
+            exchanges.begin(calling(anyio.sleep_forever), ends.add, ends.add)
+        exchanges.abort()
+        assert exchanges.active
+        await abort_until_idle(exchanges)
+    assert len(ends.seen) == 2
+
+
+@pytest.mark.parametrize("in_line", [False, True])
+async def test_a_flow_that_is_cut_short_cleans_up_before_anyone_is_told(in_line: bool) -> None:
     log: list[str] = []
 
     def flow() -> Flow[None]:
@@ -499,13 +517,34 @@ async def test_a_flow_that_is_cut_short_cleans_up_before_anyone_is_told(where: s
 
     async with anyio.create_task_group() as tasks:
         exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
-        if where == "in the line":
+        if in_line:
             exchanges.begin(calling(anyio.sleep_forever), lambda _: None, lambda _: None)
         exchanges.begin(flow(), lambda _: None, lambda _: log.append("told"))
-        await all_blocked()
-        exchanges.abort()
-        await exchanges.idle()
+        await abort_until_idle(exchanges)
     assert log == ["cleaned", "told"]
+
+
+async def test_a_flow_may_call_another_hook_while_it_is_cut_short() -> None:
+    """The room hook hears of the room that was entered, also where the one that was left hangs."""
+    log: list[str] = []
+
+    async def hook(name: str) -> None:
+        log.append(name)
+        await anyio.sleep_forever()
+
+    def flow() -> Flow[None]:
+        try:
+            yield from settle(hook("left"))
+        finally:
+            yield from settle(hook("entered"))
+
+    ends = Ends()
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        exchanges.begin(flow(), ends.add, ends.add)
+        assert await abort_until_idle(exchanges) == 1
+    assert log == ["left", "entered"]
+    assert len(ends.seen) == 1
 
 
 async def test_of_those_that_hang_the_next_has_its_turn() -> None:

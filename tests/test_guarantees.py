@@ -27,7 +27,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
@@ -49,24 +48,25 @@ DEVICES = {"phone": [WANTED, Op.ACK, Op.SYNC, Op.ERROR], "tablet": [WANTED, OTHE
 DEVICES |= {"goim": [WANTED], "older": [WANTED, OTHER]}
 PAGE_BYTES = 100
 """So that a few messages are several pages."""
-CAPACITY = 300
+CAPACITY = 100
 """How many bytes a client may have on its way while it does not read."""
 
 users = st.sampled_from(USERS)
 several = st.lists(users, min_size=1, unique=True)
-bodies = st.integers(0, 90).map(bytes)
+bodies = st.sampled_from([60, 90, 0, 200]).map(bytes)
 pick = st.integers(0, 99)
 
 
 class Slow(MemoryStorage):
-    """A storage in memory whose every answer takes a turn or two."""
+    """A storage in memory whose answers take their time; what it gives may be old by then."""
 
 
 def _slow(name: str) -> Any:
     async def method(self: Slow, *args: Any, **settings: Any) -> Any:
         await anyio.lowlevel.checkpoint()
         answer = getattr(MemoryStorage, name)(self, *args, **settings)
-        await anyio.lowlevel.checkpoint()
+        for _ in range(10 if name == "after" else 1):
+            await anyio.lowlevel.checkpoint()
         return answer
 
     return method
@@ -103,10 +103,10 @@ class Inboxes(RuleBasedStateMachine):
     """The machine. Rules are plain functions that call into the loop, in which the server runs."""
 
     def __init__(self, backend: str, new_storage: Callable[[Path], StorageHook]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stack = ExitStack()
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.new_storage = lambda: new_storage(folder / "inbox.db")
+        self.new_storage: Callable[[], StorageHook] = lambda: new_storage(folder / "inbox.db")
         self.portal = self.stack.enter_context(anyio.from_thread.start_blocking_portal(backend))
         self.storage = self.new_storage()
         self.inboxes: dict[int, list[tuple[int, bytes]]] = {mid: [] for mid in USERS}
@@ -116,25 +116,48 @@ class Inboxes(RuleBasedStateMachine):
         self.delayed: list[dict[int, int]] = []
         self.pushed = 0
 
-    def teardown(self) -> None:
-        self.stack.close()
+        self.start()
 
-    @initialize()
     def start(self) -> None:
-        self.life = self.portal.wrap_async_context_manager(
-            running(storage=self.storage, options=Options(outbox_bytes=1024, outbox_packets=3))
-        )
+        options = Options(outbox_bytes=1024, outbox_packets=3)
+        server = running(storage=self.storage, options=options)
+        self.life = self.portal.wrap_async_context_manager(server)
         self.app: App = self.life.__enter__()
-        self.stack.push(self.life)
+
+    def teardown(self) -> None:
+        with self.stack:
+            self.life.__exit__(None, None, None)
 
     # What users do.
 
-    @rule(mid=users, device=st.sampled_from(list(DEVICES)), wire=st.sampled_from(["tcp", "ws"]))
-    def connect(self, mid: int, device: str, wire: str) -> None:
+    @rule(
+        mid=users,
+        device=st.sampled_from(list(DEVICES)),
+        wire=st.sampled_from(["tcp", "ws"]),
+        delays=st.lists(st.integers(0, 15), max_size=3).map(sorted),
+    )
+    def connect(self, mid: int, device: str, wire: str, delays: Sequence[int]) -> None:
+        """Messages are pushed at the same time, a few turns later."""
+        cursor, meanwhile = self.cursor(mid, device), len(delays)
         token = {"mid": mid, "device": device, "room_id": "live://1", "accepts": DEVICES[device]}
-        client = self.portal.call(lambda: self.app.connect(token, wire, capacity=CAPACITY))
-        cursor = self.cursor(mid, device)
-        self.connections.append(Connection(client, mid, device, cursor, len(self.inboxes[mid])))
+
+        async def come() -> Client:
+            client = await self.app.open(wire, capacity=CAPACITY)
+            await client.send(Op.AUTH, token)
+            passed = 0
+            for delay in delays:
+                for _ in range(delay - passed):
+                    await anyio.lowlevel.checkpoint()
+                passed = delay
+                await self.app.push_mids([mid], WANTED, b"meanwhile")
+            await client.assert_reply(Op.AUTH_REPLY)
+            return client
+
+        client = self.portal.call(come)
+        self.inboxes[mid] += [(WANTED, b"meanwhile")] * meanwhile
+        last = len(self.inboxes[mid])
+        self.announced({mid: last if meanwhile else 0})
+        self.connections.append(Connection(client, mid, device, cursor, last))
 
     @precondition(lambda self: self.connections)
     @rule(which=pick, how=st.sampled_from(["close", "break_link"]))
@@ -142,20 +165,23 @@ class Inboxes(RuleBasedStateMachine):
         connection = self.connections.pop(which % len(self.connections))
         before = self.cursor(connection.mid, connection.device)
         written = self.written(connection)
-        getattr(connection.client, how)()
-        self.portal.call(self.app.idle)
+        self.portal.call(self.run, getattr(connection.client, how))
         if not connection.acks:
             self.delivered(connection, before, written)
 
     @precondition(lambda self: self.connections)
-    @rule(which=pick)
-    def stop_reading(self, which: int) -> None:
-        self.connections[which % len(self.connections)].client.pause_reading()
+    @rule(which=pick, count=st.integers(0, 4))
+    def stop_reading(self, which: int, count: int) -> None:
+        """And be pushed, soon, more than fits."""
+        connection = self.connections[which % len(self.connections)]
+        self.portal.call(self.run, connection.client.pause_reading)
+        for _ in range(count):
+            self.push([connection.mid], WANTED, bytes(60), "")
 
     @precondition(lambda self: self.connections)
     @rule(which=pick)
     def read_on(self, which: int) -> None:
-        self.connections[which % len(self.connections)].client.resume_reading()
+        self.portal.call(self.run, self.connections[which % len(self.connections)].client.resume_reading)
 
     @precondition(lambda self: self.that_ask())
     @rule(which=pick, seq=st.integers(0, 12))
@@ -199,17 +225,8 @@ class Inboxes(RuleBasedStateMachine):
         body=bodies,
         fault=st.sampled_from(["", "", "drop", "delay", "duplicate"]),
     )
-    def push(self, mids: Sequence[int], op: int, body: bytes, fault: str) -> None:
-        if fault:
-            strike = getattr(self.app.faults, fault)(count=1)
-        kept = len(self.app.faults.delayed)
-        self.store(mids, op, body)
-        if fault:
-            strike.end()
-        if len(self.app.faults.delayed) > kept:
-            self.delayed.append({mid: len(self.inboxes[mid]) for mid in mids})
-        elif fault != "drop":
-            self.announced({mid: len(self.inboxes[mid]) for mid in mids})
+    def push_one(self, mids: Sequence[int], op: int, body: bytes, fault: str) -> None:
+        self.push(mids, op, body, fault)
 
     @rule(mids=several, key=st.sampled_from(["a", "b"]), body=bodies)
     def push_perhaps_again(self, mids: Sequence[int], key: str, body: bytes) -> None:
@@ -233,7 +250,7 @@ class Inboxes(RuleBasedStateMachine):
 
         self.portal.call(push)
         for mid in mids:
-            stored = self.stored(mid)[len(self.inboxes[mid]) :]
+            stored = self.portal.call(self.stored, mid)[len(self.inboxes[mid]) :]
             assert len(stored) == count
             assert {body for _, body in stored} == bodies
             self.inboxes[mid] += stored
@@ -263,7 +280,6 @@ class Inboxes(RuleBasedStateMachine):
         self.everything_arrives()
         ends = [(one, self.cursor(one.mid, one.device), self.written(one)) for one in self.connections]
         self.life.__exit__(None, None, None)
-        self.stack.pop_all().pop_all
         self.connections.clear()
         if isinstance(self.storage, SQLiteStorage):
             self.storage = self.new_storage()
@@ -277,9 +293,9 @@ class Inboxes(RuleBasedStateMachine):
     @invariant()
     def everything_arrives(self) -> None:
         """And in order, and once."""
-        for connection in self.connections:
+        for connection, pushes in zip(self.connections, self.portal.call(self.pushes), strict=True):
             inbox, accepts = self.inboxes[connection.mid], DEVICES[connection.device]
-            for push in self.portal.call(connection.client.take_pushes):
+            for push in pushes:
                 if push.op == ROOM:
                     assert push == Frame(ROOM, connection.room.pop(0))
                     continue
@@ -292,11 +308,10 @@ class Inboxes(RuleBasedStateMachine):
 
     @invariant()
     def what_is_stored(self) -> None:
-        for mid in USERS:
-            assert self.stored(mid) == self.inboxes[mid]
-            for device in DEVICES:
-                if Op.ACK in DEVICES[device]:
-                    assert self.cursor(mid, device) == self.cursors.get((mid, device), 0)
+        """Each message once, with the number of its place; and the cursors."""
+        inboxes, cursors = self.portal.call(self.look)
+        assert inboxes == self.inboxes
+        assert cursors == {where: self.cursors.get(where, 0) for where in cursors}
 
     def delivered(self, connection: Connection, before: int, written: int) -> None:
         """The cursor of a client that does not acknowledge is where it should be, now that it is saved."""
@@ -317,6 +332,18 @@ class Inboxes(RuleBasedStateMachine):
     def request(self, connection: Connection, op: int, body: bytes) -> Frame:
         return self.portal.call(connection.client.request, op, body)
 
+    def push(self, mids: Sequence[int], op: int, body: bytes, fault: str) -> None:
+        if fault:
+            strike = getattr(self.app.faults, fault)(count=1)
+        kept = len(self.app.faults.delayed)
+        self.store(mids, op, body)
+        if fault:
+            strike.end()
+        if len(self.app.faults.delayed) > kept:
+            self.delayed.append({mid: len(self.inboxes[mid]) for mid in mids})
+        elif fault != "drop":
+            self.announced({mid: len(self.inboxes[mid]) for mid in mids})
+
     def store(self, mids: Sequence[int], op: int, body: bytes) -> None:
         self.portal.call(self.app.push_mids, mids, op, body)
         for mid in mids:
@@ -328,29 +355,45 @@ class Inboxes(RuleBasedStateMachine):
 
     def written(self, connection: Connection) -> int:
         """The last number that the connection has taken, whether the client has read it or not."""
+        if connection.reads:
+            return connection.got
+        if connection.client._wire.kind == "ws":
+            return len(self.inboxes[connection.mid])  # nothing is known of what it has not read
         decoder = Decoder()
-        decoder.receive(bytes(connection.client.link._held) if connection.client._wire.kind == "TCP" else b"")
+        decoder.receive(bytes(connection.client.link._held))
         last = connection.got
         while (frame := decoder.next_frame()) is not None:
             last = max(last, frame.seq)
-        return last if connection.client._wire.kind == "TCP" or connection.reads else len(self.inboxes[connection.mid])
+        return last
 
     def cursor(self, mid: int, device: str) -> int:
-        return self.portal.call(self.ask, lambda: self.storage.cursor(mid, device))
+        return int(self.portal.call(answer, self.storage.cursor, mid, device))
 
-    def stored(self, mid: int) -> list[tuple[int, bytes]]:
-        page = self.portal.call(self.ask, lambda: self.storage.after(mid, 0, 1000, 1 << 20))
+    async def pushes(self) -> list[list[Frame]]:
+        return [await connection.client.take_pushes() for connection in self.connections]
+
+    async def look(self) -> tuple[dict[int, list[tuple[int, bytes]]], dict[tuple[int, str], int]]:
+        acks = [device for device in DEVICES if Op.ACK in DEVICES[device]]
+        cursors = {
+            (mid, device): await answer(self.storage.cursor, mid, device) for mid in USERS for device in acks
+        }
+        return {mid: await self.stored(mid) for mid in USERS}, cursors
+
+    async def stored(self, mid: int) -> list[tuple[int, bytes]]:
+        page = await answer(self.storage.after, mid, 0, 1000, 1 << 20)
         assert [message.seq for message in page] == list(range(1, len(page) + 1))
         return [(message.op, message.body) for message in page]
-
-    async def ask(self, question: Callable[[], Any]) -> Any:
-        answer = question()
-        return await answer if hasattr(answer, "__await__") else answer
 
     async def run(self, *actions: Callable[[], object]) -> None:
         for action in actions:
             action()
         await self.app.idle()
+
+
+async def answer(ask: Callable[..., Any], *args: Any) -> Any:
+    """What a method says that may be plain or async."""
+    found = ask(*args)
+    return await found if hasattr(found, "__await__") else found
 
 
 def passed_over(inbox: Sequence[tuple[int, bytes]], seq: int, accepts: Iterable[int]) -> int:

@@ -311,6 +311,7 @@ def test_members_come_in_pages() -> None:
     second = members(desk, links[0], room_id=ROOM, limit=4, offset=4)
     assert second == {"room_id": ROOM, "online": 6, "mids": [4], "next": None}
     assert members(desk, links[0], room_id=ROOM)["mids"] == [0, 1, 2, 3, 4]
+    assert members(desk, links[0], room_id=ROOM, limit=6)["next"] is None, "that was all of them"
 
 
 @pytest.mark.parametrize(

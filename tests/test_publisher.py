@@ -44,6 +44,14 @@ HERE = [Session(mid=1, key="a", server="node-1"), Session(mid=1, key="b", server
 THERE = [Session(mid=1, key="c", server="node-2"), Session(mid=2, key="d", server="node-2")]
 
 
+async def received(queue: MemoryQueue) -> PushMsg:
+    """The next push, which has to be there."""
+    assert queue.pending, "nothing was published"
+    msg = await queue.receive()
+    queue.acknowledge(msg)
+    return msg
+
+
 async def test_a_push_to_keys_goes_to_each_server_once() -> None:
     msgs = await published(
         lambda publisher: publisher.push_keys(["a", "d", "b", "x", "a"], 1000, b"p"), *HERE, *THERE
@@ -73,7 +81,7 @@ async def test_pushes_with_a_registry_that_takes_its_time() -> None:
     publisher = new_publisher(queue, registry)
     await publisher.push_keys(["a"], 1000, b"p")
     await publisher.push_mids([1], 1000, b"q")
-    assert [(await queue.receive()).keys for _ in range(2)] == [("a",), ("a",)]
+    assert [(await received(queue)).keys for _ in range(2)] == [("a",), ("a",)]
 
 
 async def test_a_push_to_a_room_and_to_all() -> None:
@@ -195,8 +203,8 @@ async def test_a_push_to_users_is_stored_and_carries_its_number_in_each_inbox() 
     await publisher.push_mids([2], 1000, b"earlier")
     await publisher.push_mids([1, 2, 5, 1], 1000, b"p")
     assert [bodies(storage, mid) for mid in (1, 2, 5)] == [[b"p"], [b"earlier", b"p"], [b"p"]]
-    await queue.receive()
-    assert [await queue.receive() for _ in range(queue.pending - 1)] == [
+    await received(queue)
+    assert [await received(queue) for _ in range(queue.pending)] == [
         PushMsg(PushType.PUSH, 1000, b"p", server="node-1", keys=("a", "b"), seqs=(1, 1)),
         PushMsg(PushType.PUSH, 1000, b"p", server="node-2", keys=("c", "d"), seqs=(1, 2)),
     ]
@@ -216,7 +224,7 @@ async def test_it_is_published_when_it_has_been_stored_and_not_before() -> None:
         await storing.wait()
         assert queue.pending == 0
         go_on.set()
-        assert (await queue.receive()).seqs == (1, 1)
+    assert (await received(queue)).seqs == (1, 1)
 
 
 async def test_offline_stores_only_for_those_who_are_away() -> None:
@@ -224,7 +232,7 @@ async def test_offline_stores_only_for_those_who_are_away() -> None:
     publisher = new_publisher(queue, registry_with(HERE[0]), storage)
     await publisher.push_mids([1, 2], 1000, b"p")
     assert [bodies(storage, mid) for mid in (1, 2)] == [[], [b"p"]]
-    msg = await queue.receive()
+    msg = await received(queue)
     assert (msg.keys, msg.seqs) == (("a",), (0,))
 
 
@@ -236,7 +244,7 @@ async def test_who_comes_while_it_is_being_stored_is_told_of_it() -> None:
 
     queue = MemoryQueue(8)
     await new_publisher(queue, registry, Storage(StorePolicy.OFFLINE, before)).push_mids([1], 1000, b"p")
-    msg = await queue.receive()
+    msg = await received(queue)
     assert (msg.keys, msg.seqs) == (("a",), (1,))
 
 
@@ -250,7 +258,7 @@ async def test_a_policy_may_be_given_by_its_name() -> None:
 
     storage, queue = Mine(), MemoryQueue(8)
     await new_publisher(queue, registry_with(HERE[0]), storage).push_mids([1], 1000, b"p")
-    assert (await queue.receive()).seqs == (1,)
+    assert (await received(queue)).seqs == (1,)
 
 
 async def test_tried_again_with_the_same_key_it_is_stored_once() -> None:
@@ -260,7 +268,7 @@ async def test_tried_again_with_the_same_key_it_is_stored_once() -> None:
         await publisher.push_mids([1], 1000, body, idempotency_key="k")
     await publisher.push_mids([1], 1000, b"two", idempotency_key="other")
     assert bodies(storage, 1) == [b"one", b"two"]
-    assert [(await queue.receive()).seqs for _ in range(3)] == [(1,), (1,), (2,)]
+    assert [(await received(queue)).seqs for _ in range(3)] == [(1,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("policy", StorePolicy)
@@ -341,7 +349,7 @@ async def test_disconnects_go_through_the_queue_to_each_server(later: bool) -> N
     await publisher.disconnect_keys(["a", "d", "unknown"], why)
     await publisher.disconnect_mids([1, 5], why)
     await publisher.disconnect_mids([], why)
-    msgs = [await queue.receive() for _ in range(queue.pending)]
+    msgs = [await received(queue) for _ in range(queue.pending)]
     assert [(msg.server, msg.keys) for msg in msgs] == [
         ("node-1", ("a",)),
         ("node-2", ("d",)),

@@ -57,6 +57,10 @@ class Message(IntEnum):
     """No body: how much this device has not acknowledged, by sender and by room."""
 
 
+def removed_from(room: str) -> Disconnect:
+    return Disconnect(f"you are no member of {room} any more", REMOVED)
+
+
 class Devices(SessionHook):
     """A person may be connected with three devices: a fourth takes the place of the oldest."""
 
@@ -78,6 +82,11 @@ class Rooms(RoomHook):
 
     async def may_enter(self, session: Session, room_id: str) -> bool:
         return session.mid in await self._directory.members(room_id)
+
+    async def entered(self, session: Session, room_id: str) -> None:
+        # Somebody may be removed in the moment between.
+        if not await self.may_enter(session, room_id):
+            raise removed_from(room_id)
 
 
 class Messages(MessageHook):
@@ -127,6 +136,7 @@ class Messages(MessageHook):
     async def _send(self, mids: list[int], op: Message, message: Body, sender: Session, body: Body) -> None:
         # A client that got no answer sends again with the same id, and the message is there once.
         key = f"{sender.mid} {_text(body, 'id', MAX_ID)}"
+        # A storage takes a plain int, and no enum.
         await self.server.push_mids(mids, int(op), _json(message), idempotency_key=key)
 
     async def typing(self, session: Session, body: Body) -> Body:
@@ -174,7 +184,7 @@ class Messages(MessageHook):
         inside = self.server.members(room, limit=len(members) * 100)
         await self.server.disconnect_keys(
             [member.key for member in inside if member.mid == mid],
-            Disconnect(f"you are no member of {room} any more", REMOVED),
+            removed_from(room),
         )
         return {}
 

@@ -9,11 +9,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import json
+import os
 import secrets
 import sys
 import time
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -36,8 +39,12 @@ class Login:
         return await anyio.to_thread.run_sync(self._ask)
 
     def _ask(self) -> str:
-        with urllib.request.urlopen(self._url, self._body) as response:
-            return str(json.load(response)["token"])
+        try:
+            with urllib.request.urlopen(self._url, self._body) as response:
+                return str(json.load(response)["token"])
+        except urllib.error.HTTPError as refused:
+            with refused:
+                raise Disconnect(json.load(refused)["error"], CloseCode.AUTH_REFUSED) from None
 
 
 class Talk:
@@ -121,6 +128,13 @@ _COMMANDS = {
 }
 
 
+async def typed() -> list[str]:
+    """The next lines from the keyboard; none at its end (Ctrl+D), nor after /quit."""
+    await anyio.wait_readable(sys.stdin)  # a thread that reads could not be stopped by Ctrl+C
+    lines = os.read(sys.stdin.fileno(), 4096).decode(errors="replace").splitlines()
+    return [] if "/quit" in lines else lines
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description="The example messenger in a terminal.")
     parser.add_argument("name")
@@ -131,14 +145,19 @@ async def main() -> None:
     call = parser.parse_args()
     password = call.password or getpass.getpass()
     login = Login(call.http, call.name, password, call.device)
-    async with connect(f"tcp://{call.tcp}", token=login) as client, anyio.create_task_group() as tasks:
-        talk = Talk(client)
-        tasks.start_soon(talk.show)
-        print("ready", flush=True)
-        while (line := await anyio.to_thread.run_sync(sys.stdin.readline)) not in ("", "/quit\n"):
-            await talk.type(line.strip())
-        tasks.cancel_scope.cancel()
+    try:
+        async with connect(f"tcp://{call.tcp}", token=login) as client, anyio.create_task_group() as tasks:
+            talk = Talk(client)
+            tasks.start_soon(talk.show)
+            print("ready", flush=True)
+            while lines := await typed():
+                for line in lines:
+                    await talk.type(line)
+            tasks.cancel_scope.cancel()
+    except* Disconnect as ended:
+        print(*(f"! {why}" for why in ended.exceptions))
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    with contextlib.suppress(KeyboardInterrupt):
+        anyio.run(main)

@@ -200,6 +200,22 @@ async def test_who_is_removed_leaves_at_once_and_cannot_come_back(tmp_path: Path
         await back.refute_push(Message.ROOM)
 
 
+async def test_who_is_removed_while_entering_is_not_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with messenger(tmp_path) as world:
+        room = await world.room(VIOLET, ORANGE)
+        orange = await world.connect(ORANGE)
+        allowed, once = world.directory.members, [[VIOLET, ORANGE]]
+
+        async def members(asked: str) -> list[int]:
+            return once.pop() if once else [mid for mid in await allowed(asked) if mid != ORANGE]
+
+        monkeypatch.setattr(world.directory, "members", members)
+        await orange.send(Op.JOIN, room)
+        await orange.assert_closed(REMOVED)
+
+
 async def test_a_member_may_leave(tmp_path: Path) -> None:
     async with messenger(tmp_path) as world:
         room = await world.room(VIOLET, ORANGE)

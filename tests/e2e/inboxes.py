@@ -61,6 +61,12 @@ async def refused(client: Client, op: int, body: bytes | str = b"", seq: int = 5
     return read_error(await client.frame(), op, seq)
 
 
+async def turned_down(client: Client, op: int, body: bytes = b"") -> None:
+    """Send a request whose refusal has to be next, to a client that does not accept errors: goim's empty reply."""
+    await client.send(frame(op, body, seq=5, ver=3))
+    assert await client.frame() == frame(op, seq=5, ver=3)
+
+
 def read_error(answer: bytes, op: int, seq: int = 5) -> tuple[int, str]:
     assert answer[:16] == frame(ERROR, answer[16:], seq=seq, ver=3)[:16], answer
     error = json.loads(answer[16:])

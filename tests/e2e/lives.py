@@ -63,11 +63,13 @@ class Lives:
         return said
 
     @asynccontextmanager
-    async def dialed(self, door: str) -> AsyncIterator[Client]:
+    async def dialed(self, door: str, receive_buffer: int = 0) -> AsyncIterator[Client]:
         """A client. It may raise one of GONE, which ends the block: the server has been killed."""
         with suppress(*GONE), socket.socket() as sock:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if receive_buffer:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             with suppress(BlockingIOError):
                 sock.connect(self._addresses[door])
             await anyio.wait_writable(sock)

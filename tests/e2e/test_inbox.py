@@ -11,12 +11,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from goim_core import Options
+from goim_core import Frame, MessageHook, Options, Session
 from goim_core.adapters.sqlite import SQLiteStorage
 from goim_core.memory_storage import MemoryStorage
 from goim_core.storage import StorageHook, StorePolicy
+from goim_core.testing import running
 from tests.e2e.clients import Client, World, both, frame, op_of, serve, until
-from tests.e2e.hooks import SessionLog
+from tests.e2e.hooks import Gate, SessionLog
 from tests.e2e.inboxes import ACK, ACKS, OP, ask, number, post, push, reads, reads_on, seq_of, sync
 
 pytestmark = pytest.mark.anyio
@@ -565,3 +566,36 @@ async def test_number(wire: str) -> None:
         await client.send(frame(7, b'{"mid":1,"accepts":[1000]}'))
         assert await client.read() == frame(8)
         assert await client.read() == number(1) == b"\0\0\0\x11\0\x10\0\x01\0\0\x03\xe8\0\0\0\x011"
+
+
+async def test_offline_policy_stores_for_a_user_whose_connection_has_ended() -> None:
+    """A hook that still works on its last frame does not keep the user online."""
+    gate, sessions = Gate(), SessionLog()
+
+    class Slow(MessageHook):
+        async def receive(self, session: Session, frame: Frame) -> None:
+            await gate.wait("receive")
+
+    storage = MemoryStorage(policy=StorePolicy.OFFLINE)
+    async with serve(storage=storage, sessions=sessions, messages=Slow()) as world:
+        client = await world.login("tcp", accepts=ACKS)
+        await client.send(frame(4))
+        await gate.log.reach(1)
+        client.reset()
+        await until(lambda: world.server.online_total() == (0, 0))
+        await push(world, [1])
+        gate.opened.set()
+        stored = storage.after(1, 0, 10, 1000)
+        assert [message.seq for message in stored] == [1]
+
+
+async def test_what_a_broken_connection_did_not_take_is_not_delivered() -> None:
+    """The first send after a reset says so; the socketless kit makes sure that it is the push."""
+    async with running(storage=MemoryStorage()) as app:
+        goim = {"mid": 1, "accepts": [OP]}
+        client = await app.connect(goim)
+        client.link._broken = True  # as a reset that the reactor has not been told of yet
+        await app.push_mids([1], OP, "1")
+        await app.idle()
+        assert client.link.ended
+        await (await app.connect(goim)).assert_push(OP, "1", seq=1)

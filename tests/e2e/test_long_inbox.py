@@ -115,12 +115,13 @@ async def read_all(client: Client) -> AsyncIterator[int]:
 
 
 async def test_over_a_slow_client(file: str) -> None:
-    """It reads a little, then another's heartbeat is answered, then it reads a little more."""
-    async with watched(file) as (lives, other, figures), lives.dialed("tcp") as client:
+    """It reads a little, then others' heartbeats are answered, then it reads a little more."""
+    async with watched(file) as (lives, other, figures), lives.dialed("tcp", 4096) as client:
         await client.login(mid=1, device="slow", accepts=ACKS)
         async for seq in read_all(client):
-            if seq % 250 == 0:
-                await figures.beat(other)
+            if seq % 100 == 0:
+                for _ in range(4):
+                    await figures.beat(other)
                 figures.look()
         assert await ask(client, ACK, b"%d" % MESSAGES) == b"%d" % MESSAGES
 
@@ -147,13 +148,13 @@ async def test_over_a_client_that_does_not_read(file: str) -> None:
         told = anyio.Event()
 
         async def stuck(device: str) -> None:
-            async with lives.dialed("tcp") as client:
+            async with lives.dialed("tcp", 4096) as client:
                 await client.login(mid=1, device=device, accepts=ACKS)
                 await told.wait()
 
         for n in range(20):
             clients.start_soon(stuck, f"stuck {n}")
-        for _ in range(500):
+        for _ in range(2000):
             await figures.beat(other)
             figures.look()
         told.set()

@@ -1,0 +1,108 @@
+"""Where pushes go in a Kafka topic, and how far a node has come in it.
+
+A node reads the partitions of a topic side by side. What it has taken care of may have holes, because
+pushes to different rooms end in any order; what it commits has none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from attrs import Factory, define
+
+from goim_core.queue import PushMsg, PushType
+
+__all__ = ["Delivery", "Partition", "partition_of", "record_key"]
+
+
+def record_key(msg: PushMsg) -> bytes:
+    """goim's key of the Kafka message: the first connection's, the room, or the operation in decimal."""
+    if msg.type is PushType.ROOM:
+        key = msg.room
+    elif msg.type is PushType.BROADCAST:
+        key = str(msg.operation)
+    else:
+        key = msg.keys[0] if msg.keys else msg.server
+    return key.encode()
+
+
+def partition_of(msg: PushMsg, partitions: int) -> int:
+    """The partition for ``msg``, so that whatever has to keep its order is in one.
+
+    A push to keys goes by its node, not by goim's key: the second of its keys may be the first of the next
+    push. Pushes to all are in one partition. A room's is where goim's logic puts it: sarama, its Kafka
+    library, takes FNV-1a of the key as a signed number, and of the remainder the absolute value.
+    """
+    if msg.type is PushType.ROOM:
+        name = msg.room
+    else:
+        name = msg.server if msg.type is PushType.PUSH else ""
+    hashed = _fnv1a(name.encode())
+    return (hashed if hashed < 2**31 else 2**32 - hashed) % partitions
+
+
+def _fnv1a(data: bytes) -> int:
+    # http://www.isthe.com/chongo/tech/comp/fnv/: 32 bits
+    hashed = 0x811C9DC5
+    for byte in data:
+        hashed = (hashed ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return hashed
+
+
+@define(eq=False)
+class Delivery:
+    """A record that was taken out of its partition: the tag of a push."""
+
+    partition: Partition
+    epoch: int
+    offset: int
+    settled: bool = False
+
+
+@define(eq=False)
+class Partition:
+    """How far one partition is read.
+
+    ``position`` is the next offset to read; ``committed`` the one that the broker would begin with after a
+    restart; ``published`` the one after the last that this process put there.
+    """
+
+    position: int
+    committed: int
+    published: int = 0
+    unsettled: int = 0
+    _epoch: int = 0
+    _taken: deque[Delivery] = Factory(deque)
+
+    @property
+    def settled(self) -> int:
+        """The offset to commit: everything before it is taken care of."""
+        return self._taken[0].offset if self._taken else self.position
+
+    @property
+    def pending(self) -> int:
+        """How many records are between what is settled and what this process published last."""
+        return self.unsettled + max(0, self.published - self.position)
+
+    def take(self, offset: int) -> Delivery:
+        """The record at ``offset`` has been read."""
+        if offset < self.position:
+            # The topic was made anew, or the broker lost its end: what is out belongs to the old one.
+            self._taken.clear()
+            self._epoch += 1
+            self.unsettled = self.published = 0
+        delivery = Delivery(self, self._epoch, offset)
+        self._taken.append(delivery)
+        self.unsettled += 1
+        self.position = offset + 1
+        return delivery
+
+    def settle(self, delivery: Delivery) -> None:
+        """``delivery`` is taken care of. A second time does nothing, nor does one of an older topic."""
+        if delivery.settled or delivery.epoch != self._epoch:
+            return
+        taken = self._taken
+        delivery.settled = True
+        self.unsettled -= 1
+        while taken and taken[0].settled:
+            taken.popleft()
