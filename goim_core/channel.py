@@ -78,11 +78,14 @@ class Feed(Protocol):
     def go_on(self) -> None:
         """Nothing waits in the outbox any more."""
 
-    def written(self) -> int:
-        """Up to which number a client that does not acknowledge has been written; 0: nothing new."""
+    def beat(self) -> int:
+        """A heartbeat has come.
+
+        Returns up to which number a client that does not acknowledge has been written; 0: nothing new.
+        """
 
     def close(self) -> int:
-        """The connection ends: send no more. Returns what :meth:`written` does."""
+        """The connection ends: send no more. Returns what :meth:`beat` does."""
 
 
 @define(eq=False, weakref_slot=False)

@@ -40,6 +40,8 @@ class Conversation(Connection):
     """When the rate limit would be used up by what has come, had it come evenly."""
     written: int = 0
     """What the client was written of its inbox when it ended."""
+    withdrawn: bool = False
+    """Logic has been told that it is gone."""
 
     def on_frame(self, frame: Frame) -> None:
         """Answer, or authenticate; anything else before authentication is skipped, as goim does."""
@@ -137,11 +139,12 @@ class Conversation(Connection):
     def _expire(self) -> None:
         edge, channel = self.edge, self.channel
         left = channel.session.expires - edge.deadlines.clock.time()
-        if left <= 0 or Op.EXPIRING not in channel.accepts:
+        if left <= 0:
             self.close(Disconnect("the token has expired", CloseCode.EXPIRED))
             return
-        body = f'{{"seconds":{math.ceil(left)}}}'.encode()
-        channel.reply(self.wire.encode(encode(Op.EXPIRING, body)))
+        if Op.EXPIRING in channel.accepts:  # it may have been unsubscribed since
+            body = f'{{"seconds":{math.ceil(left)}}}'.encode()
+            channel.reply(self.wire.encode(encode(Op.EXPIRING, body)))
         if self.stage is LIVE:
             self.expiry = edge.deadlines.clock.now() + left
             edge.deadlines.watch(self)
@@ -154,7 +157,7 @@ class Conversation(Connection):
             self.deadline = edge.deadlines.clock.now() + edge.silence
             channel.reply(self.wire.encode(edge.operations.heartbeat(channel, frame)))
             if edge.logic.beats:
-                written = channel.inbox.written() if channel.inbox is not None else 0
+                written = channel.inbox.beat() if channel.inbox is not None else 0
                 self._begin(edge.logic.heartbeat(channel.session, written), _ignore, self._end)
         elif edge.options.rate and not self._within_rate():
             self._refuse(frame, Refused(f"at most {edge.options.rate:g} frames a second", ErrorCode.TOO_MANY))
@@ -169,7 +172,8 @@ class Conversation(Connection):
         """Take one from the token bucket, which is kept as the time at which it would be full again."""
         options, now = self.edge.options, self.edge.deadlines.clock.now()
         paced = max(self.paced, now) + 1 / options.rate
-        if paced - now > options.rate_burst / options.rate:
+        # A thousandth of a frame for rounding: the sum of many 1 / rate is not the quotient.
+        if (paced - now) * options.rate > options.rate_burst + 0.001:
             return False
         self.paced = paced
         return True
@@ -199,12 +203,18 @@ class Conversation(Connection):
         if self.channel.inbox is not None:
             self.written = self.channel.inbox.close()
             self.channel.inbox = None  # it refers to the channel
+        session = self.channel.session
+        if self.busy and session is not NOBODY:
+            # Who is gone is not online for as long as a hook works on its last frame.
+            self.withdrawn = True
+            self.edge.exchanges.each(self.edge.logic.withdrawn(session, self.written))
 
     def on_end(self, why: Disconnect) -> None:
         """Tell logic, when the client had been let in."""
-        edge, session = self.edge, self.channel.session
+        logic, session = self.edge.logic, self.channel.session
         if session is not NOBODY:
-            edge.exchanges.each(edge.logic.disconnected(session, why, self.written))
+            withdrawn = () if self.withdrawn else logic.withdrawn(session, self.written)
+            self.edge.exchanges.each((*withdrawn, *logic.disconnected(session, why)))
 
 
 _REFUSED_AS: dict[int, CloseCode] = {

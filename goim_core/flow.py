@@ -29,7 +29,7 @@ from goim_core.errors import (
 )
 from goim_core.session import MaybeAwaitable
 
-__all__ = ["Exchanges", "Flow", "settle"]
+__all__ = ["Exchanges", "Flow", "attempt", "settle"]
 
 T = TypeVar("T")
 Flow: TypeAlias = Generator[Awaitable[Any], Any, T]
@@ -42,6 +42,28 @@ def settle(value: MaybeAwaitable[T]) -> Flow[T]:
     if inspect.isawaitable(value):
         return cast("T", (yield value))
     return value
+
+
+def attempt(flow: Flow[None]) -> Flow[Disconnect | None]:
+    """Run a hook that hears of what has happened: what it raises is logged, but for a wish to disconnect."""
+    step = yield from _caught(flow)
+    if isinstance(step.error, Disconnect):
+        return step.error
+    if step.error is not None:
+        _log.warning("a hook was told, and cannot refuse it any more: %s", step.error.reason)
+    return None
+
+
+def _caught(flow: Flow[None]) -> Flow[_Outcome]:
+    step = _step(flow.__next__)
+    while not isinstance(step, _Outcome):
+        try:
+            value = yield step
+        except BaseException as error:  # noqa: BLE001  # goes to the flow, and, if it is a cancellation, out again
+            step = _step(flow.throw, error)
+        else:
+            step = _step(flow.send, value)
+    return step
 
 
 @frozen

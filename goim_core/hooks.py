@@ -81,6 +81,12 @@ class Hook:
 
     server: Pusher
 
+    async def start(self) -> None:
+        """Open files and connections; called once when the server starts. By default there are none."""
+
+    async def aclose(self) -> None:
+        """Let go of files and connections; called when the server has stopped."""
+
     def now(self) -> float:
         """Seconds since 1970, on the server's clock where there is one."""
         server: Pusher | None = getattr(self, "server", None)

@@ -100,6 +100,14 @@ class Inbox:
                     self.logic.after(self.channel.session, self.sent), lambda page: self._page(page, seq)
                 )
 
+    def beat(self) -> int:
+        """A heartbeat: look whether a message was stored whose push got lost. Returns :meth:`written`."""
+        written = self.written()
+        if self.sent >= 0:
+            self.behind = True
+            self.go_on()
+        return written
+
     def close(self) -> int:
         """The connection ends: send no more. Returns what :meth:`written` does."""
         self.closed = True

@@ -14,7 +14,7 @@ from attrs import define, evolve
 
 from goim_core.clock import Clock
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused
-from goim_core.flow import Flow, settle
+from goim_core.flow import Flow, attempt, settle
 from goim_core.hooks import AuthHook, MessageHook, RoomHook, SessionHook
 from goim_core.protocol import INT32_MAX, Frame, encode
 from goim_core.publisher import Publisher
@@ -136,15 +136,15 @@ class Logic:
                 why = Disconnect("this user has connected elsewhere", CloseCode.TOO_MANY_LOGINS)
                 yield self._publisher.disconnect_sessions(older[: len(older) + 1 - at_most], why)
 
-    def disconnected(self, session: Session, why: Disconnect, written: int) -> Iterator[Flow[None]]:
-        """Forget where ``session`` was, and tell the hooks: to be run one after the other, each surely.
-
-        ``written`` as in :meth:`written`.
-        """
+    def withdrawn(self, session: Session, written: int) -> Iterator[Flow[None]]:
+        """Forget where ``session`` was: to be run one after the other. ``written`` as in :meth:`written`."""
         yield self.withdraw(session)
         if self.stores:
             yield self.written(session, written)
             yield self._saw(session)
+
+    def disconnected(self, session: Session, why: Disconnect) -> Iterator[Flow[None]]:
+        """Tell the hooks that ``session`` is gone: to be run one after the other, each surely."""
         for room_id in sorted(session.rooms):
             yield self._left(session, room_id)
         yield self._disconnected(session, why)
@@ -184,13 +184,19 @@ class Logic:
 
     def moved(self, session: Session, before: frozenset[str], after: frozenset[str]) -> Flow[None]:
         """Tell the room hook which rooms ``session`` has left and entered."""
+        wish = None
         try:
             for room_id in before - after:  # one at most
-                yield from self._left(session, room_id)
+                wish = yield from attempt(self._left(session, room_id))
         finally:
-            # Whatever becomes of that: it will hear that this one is left.
+            # Cut short or not: this one will be told that it is left.
             for room_id in after - before:
-                yield from settle(self._hooks.rooms.entered(session, room_id))
+                wish = (yield from attempt(self._entered(session, room_id))) or wish
+        if wish is not None:
+            raise wish
+
+    def _entered(self, session: Session, room_id: str) -> Flow[None]:
+        yield from settle(self._hooks.rooms.entered(session, room_id))
 
     def _left(self, session: Session, room_id: str) -> Flow[None]:
         yield from settle(self._hooks.rooms.left(session, room_id))

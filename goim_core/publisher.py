@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 import anyio.lowlevel
 
 from goim_core.clock import Deadlines
-from goim_core.errors import ConfigurationError, Disconnect, HookError, StorageError
+from goim_core.errors import ConfigurationError, Disconnect, HookError, QueueFull, StorageError
 from goim_core.protocol import INT32_MAX, Op, pushable
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.registry import Registry
@@ -56,6 +56,11 @@ class Publisher:
         _check_push(op, body)
         users = list(dict.fromkeys(_many(mids, int, "mids")))
         storage = self._storage
+        if nowait and storage is not None:
+            # Refused before it is stored, not when it is half done.
+            if self._queue.full:
+                raise QueueFull("the push queue is full")
+            nowait = False
         if storage is None:
             if idempotency_key:
                 raise ConfigurationError("idempotency_key: it needs a storage, and the server has none")
@@ -88,7 +93,7 @@ class Publisher:
             return {}
         numbers: object = None
         with self._deadlines.move_on_after(self._timeout) as timer:
-            numbers = await _settled(storage.append(mids, op, body, idempotency_key=idempotency_key))
+            numbers = await _settled(storage.append(mids, int(op), body, idempotency_key=idempotency_key))
         if timer.cancelled_caught:
             raise StorageError(f"the storage took longer than {self._timeout:g} s: the push may be in it")
         if not isinstance(numbers, dict) or not all(_is_number(numbers.get(mid)) for mid in mids):

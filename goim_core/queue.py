@@ -83,6 +83,11 @@ class Queue(ABC):
         """Return when all that this process published is acknowledged, as far as the queue can tell."""
 
     @property
+    def full(self) -> bool:
+        """Whether a publish would have to wait, as far as the queue can tell."""
+        return False
+
+    @property
     def trouble(self) -> str:
         """What is wrong at the moment, in a sentence for logs and statistics; empty when nothing is."""
         return ""
@@ -121,6 +126,11 @@ class MemoryQueue(Queue):
     def pending(self) -> int:
         """See :attr:`Queue.pending`."""
         return self._unacknowledged
+
+    @property
+    def full(self) -> bool:
+        """See :attr:`Queue.full`."""
+        return not self._places.value
 
     async def publish(self, msg: PushMsg, *, nowait: bool = False) -> None:
         """See :meth:`Queue.publish`."""

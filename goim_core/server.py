@@ -96,6 +96,7 @@ class Server:
         self._comet = Comet(options.buckets, self._counters, Presence(self._deadlines))
         self._queue = MemoryQueue(options.queue_size) if queue is None else queue
         self._registry = MemoryRegistry() if registry is None else registry
+        self._hooks: list[Hook] = []
         self._storage = None if storage is None else self._hook("storage", StorageHook, storage)  # type: ignore[type-abstract]
         hooks = Hooks(
             auth=self._hook("auth", AuthHook, auth),
@@ -138,6 +139,8 @@ class Server:
         if not isinstance(hook, kind):
             raise ConfigurationError(f"{argument}: expected an instance of {kind.__name__}, got {hook!r}")
         hook.server = self
+        if hook not in self._hooks:  # one object may be several
+            self._hooks.append(hook)
         return hook
 
     # Life.
@@ -148,9 +151,9 @@ class Server:
         sockets = bind_doors(self._doors, self.options.backlog)
         try:
             async with AsyncExitStack() as opened:
-                if self._storage is not None:
-                    opened.push_async_callback(self._storage.aclose)
-                    await self._storage.start()
+                for hook in self._hooks:
+                    opened.push_async_callback(hook.aclose)
+                    await hook.start()
                 for part in (self._registry, self._queue):
                     opened.push_async_callback(part.aclose)
                     await part.start(self.name)
@@ -216,6 +219,10 @@ class Server:
     def clock(self) -> Clock:
         """The server's clock."""
         return self._deadlines.clock
+
+    def port(self, door: str) -> int:
+        """The TCP port at which ``door`` listens, the first of several; 0 where there is none."""
+        return next((at[1] for at in self.addresses.get(door, ()) if not isinstance(at, str)), 0)
 
     # Pushes.
 

@@ -90,15 +90,6 @@ class StorageHook(Hook, ABC):
     def last_seen(self, mids: Iterable[int]) -> MaybeAwaitable[dict[int, float]]:
         """What :meth:`saw` was last told of these users; one that never was is left out."""
 
-    async def start(self) -> None:
-        """Open files and connections; called when the server starts. By default there are none.
-
-        Raises :class:`~goim_core.errors.StorageError` that says what is wrong.
-        """
-
-    async def aclose(self) -> None:
-        """Let go of files and connections; called when the server has stopped."""
-
 
 def _at_least_one(_: Any, attribute: Any, value: Any) -> None:
     if type(value) is not int or not 1 <= value <= INT32_MAX:

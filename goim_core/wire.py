@@ -155,7 +155,7 @@ def read_disconnect(body: bytes) -> Disconnect:
     try:
         said = json.loads(body)
         return Disconnect(str(said["message"]), int(said["code"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Disconnect(body.decode(errors="replace"))
 
 

@@ -78,7 +78,7 @@ class Messages(MessageHook):
 
 async def end(logic: Logic, session: Session, written: int = 0) -> None:
     """Every flow of the end, as Exchanges runs them."""
-    for flow in logic.disconnected(session, GONE, written):
+    for flow in (*logic.withdrawn(session, written), *logic.disconnected(session, GONE)):
         await run(flow)
 
 

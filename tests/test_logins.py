@@ -89,7 +89,10 @@ class Door:
 
     async def go(self, key: str) -> None:
         session = self.inside.pop(key)
-        for flow in self.logic.disconnected(session, Disconnect("gone"), 0):
+        for flow in (
+            *self.logic.withdrawn(session, 0),
+            *self.logic.disconnected(session, Disconnect("gone")),
+        ):
             await run(flow)
 
     def keys(self) -> list[str]:

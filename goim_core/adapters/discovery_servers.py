@@ -51,10 +51,11 @@ class Servers:
             server = self.current
             try:
                 return await self._ask_one(method, f"{server}/discovery/{what}", fields, held)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, ValueError) as error:
                 reasons.append(f"{server}: {error or type(error).__name__}")
-            except ValueError as error:
-                reasons.append(f"{server}: {error}")
+            except AttributeError:
+                # On uvloop a connection that is reset as soon as it is made has no socket to ask for its peer.
+                reasons.append(f"{server}: the connection was reset")
             self.leave(server)
         raise BackboneError(f"urls: no answer to {what} from {'; '.join(reasons)}")
 

@@ -231,8 +231,8 @@ class Kafka:
                 policy = {name: value for name, value, *_ in found}.get("cleanup.policy", "")
                 if "compact" in policy:
                     raise BackboneError(
-                        f"topic {topic!r}: its cleanup.policy is {policy!r}, which drops all pushes to a room "
-                        "but the last; expected 'delete'"
+                        f"topic {topic!r}: expected cleanup.policy 'delete', got {policy!r}, which keeps only "
+                        "the last push to each room"
                     )
 
     async def first_offsets(
@@ -264,7 +264,7 @@ def said(error: BaseException) -> str:
     """What ``error`` says, in one line, with its kind where it says nothing."""
     kind = type(error).__name__
     text = " ".join(str(error).split())
-    return text if kind in text or isinstance(error, OSError) and text else f"{kind} {text}".strip()
+    return text if kind in text or (isinstance(error, OSError) and text) else f"{kind} {text}".strip()
 
 
 def _new_topic(topic: str, brokers: int, retention: float) -> NewTopic:

