@@ -83,6 +83,8 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--rooms", metavar="MODULE:CLASS", help="a room hook: who may be in which room")
     serve.add_argument("--sessions", metavar="MODULE:CLASS", help="a session hook")
     serve.add_argument("--messages", metavar="MODULE:CLASS", help="a message hook")
+    for part, what in (("queue", "the queue"), ("registry", "the registry"), ("discovery", "the discovery")):
+        serve.add_argument(f"--{part}", metavar="URL|MODULE:CLASS", help=f"{what} that nodes share")
     storages = "memory|sqlite:FILE|postgres:DSN|MODULE:CLASS"
     serve.add_argument("--storage", metavar=storages, help="the inboxes of users (default: none)")
     serve.add_argument("--backend", choices=BACKENDS, help="the event loop (default: asyncio)")
@@ -158,6 +160,7 @@ def _add_push(commands: Any) -> None:
     room.add_argument("room")
     mids = kinds.add_parser("mids", help="to users")
     mids.add_argument("mids", metavar="MID[,MID...]")
+    mids.add_argument("--idempotency-key", default="", help="tried again with the same, it is stored once")
     keys = kinds.add_parser("keys", help="to connections")
     keys.add_argument("keys", metavar="KEY[,KEY...]")
     everyone = kinds.add_parser("all", help="to everyone")
@@ -180,7 +183,9 @@ def _push(call: argparse.Namespace) -> int:
     host, port = _host_port("http", call.http)
     try:
         with contextlib.closing(http.client.HTTPConnection(host, port, timeout=30)) as connection:
-            connection.request("POST", f"{call.path}?{urlencode(query)}", body)
+            key = getattr(call, "idempotency_key", "")
+            headers = {"Idempotency-Key": key} if key else {}
+            connection.request("POST", f"{call.path}?{urlencode(query)}", body, headers)
             answer = json.loads(connection.getresponse().read())
         failure = answer["message"] if answer["code"] else ""
     except OSError as error:

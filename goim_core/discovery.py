@@ -41,6 +41,10 @@ def _count(maximum: int) -> Any:
     return check
 
 
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
 def _name(_: Any, __: Any, value: Any) -> None:
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"name: expected a node's name, got {value!r:.80}")
@@ -56,7 +60,7 @@ class Node:
     name: str = field(validator=_name)
     host: str = ""
     """Where browsers and whoever checks a certificate find it: a name, or an address."""
-    hosts: Sequence[str] = field(default=(), converter=tuple)
+    hosts: Sequence[str] = field(default=(), converter=_texts)
     """Where other clients find it, goim's ``addrs``; empty: at ``host``."""
     addrs: Mapping[str, str] = field(factory=dict)
     """Where each door listens: ``{"ws": "10.0.0.1:3102"}``."""

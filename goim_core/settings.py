@@ -13,11 +13,11 @@ from typing import Any
 import attrs
 
 from goim_core.auth import OpenAuth, SignedTokenAuth
+from goim_core.choices import CHOICES, PARTS, load, made
 from goim_core.errors import ConfigurationError
-from goim_core.hooks import AuthHook, Hook, MessageHook, RoomHook, SessionHook
+from goim_core.hooks import AuthHook
 from goim_core.options import Options
 from goim_core.server import Server
-from goim_core.storage import StorageHook
 
 __all__ = [
     "BACKENDS",
@@ -42,14 +42,7 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 DOORS = ("tcp", "tls", "ws", "wss", "http")
 DEFAULT_DOORS = {"tcp": ":3101", "ws": ":3102", "http": "127.0.0.1:3111"}
 """goim's ports."""
-HOOKS: dict[str, type[Hook]] = {
-    "auth": AuthHook,
-    "rooms": RoomHook,
-    "sessions": SessionHook,
-    "messages": MessageHook,
-    "storage": StorageHook,
-}
-SETTINGS = (*DOORS, *HOOKS, "backend", "certificate", "private_key", "host", "name", "log")
+SETTINGS = (*DOORS, *PARTS, "backend", "certificate", "private_key", "host", "name", "log")
 SIGNED = ("secret_file", "cookie", "origins")
 JWT = (
     "key_file", "jwks", "algorithms", "audience", "issuer", "leeway", "mid_claim", "claims", "require",
@@ -62,18 +55,6 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """The tables of a configuration file, and what may be in each."""
 SECRET_VARIABLE = "GOIM_CORE_SECRET"  # noqa: S105  # its name only
-
-CHOICES = {
-    "auth": "'open', 'signed', 'jwt' or MODULE:CLASS",
-    "storage": "'memory', 'sqlite:FILE', 'postgres:DSN' or MODULE:CLASS",
-}
-"""What a setting may be, where it is more than MODULE:CLASS."""
-STORAGES = {
-    "memory": "goim_core.memory_storage:MemoryStorage",
-    "sqlite": "goim_core.adapters.sqlite:SQLiteStorage",
-    "postgres": "goim_core.adapters.postgres:PostgresStorage",
-}
-"""The ready-made storages. Loaded by name: an adapter needs what may not be installed."""
 
 
 def settings_of(call: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +112,7 @@ def server_of(settings: dict[str, Any]) -> Server:
     """The server that the settings describe; raises ConfigurationError that names one."""
     settings = dict(settings)
     tables = {table: settings.pop(table, {}) for table in TABLES}
-    chosen = {name: settings.pop(name, None) for name in HOOKS}
+    chosen = {name: settings.pop(name, None) for name in PARTS}
     certificate, private_key = settings.pop("certificate", None), settings.pop("private_key", None)
     if not certificate and (settings.get("tls") or settings.get("wss")):
         raise ConfigurationError("certificate: missing, tls and wss need one")
@@ -140,9 +121,9 @@ def server_of(settings: dict[str, Any]) -> Server:
             f"auth: missing: expected {CHOICES['auth']}. 'open' believes any token, for development; "
             "'signed' takes those of goim-core token"
         )
-    hooks = {name: _hook(name, choice, tables) for name, choice in chosen.items() if choice is not None}
+    parts = {name: _part(name, choice, tables) for name, choice in chosen.items() if choice is not None}
     return Server(
-        **hooks,
+        **parts,
         ssl_context=_ssl_context(certificate, private_key) if certificate else None,
         options=options_of(tables["options"]),
         **settings,
@@ -155,15 +136,13 @@ def options_of(given: Any) -> Options:
     return Options(**given)
 
 
-# Hooks.
+# Parts.
 
 
-def _hook(setting: str, choice: str, tables: dict[str, dict[str, Any]]) -> Any:
+def _part(setting: str, choice: str, tables: dict[str, dict[str, Any]]) -> Any:
     if setting == "auth" and choice in _AUTHS:
         return _AUTHS[choice](tables)
-    if setting == "storage":
-        return _storage(choice)
-    return _load(setting, choice)()
+    return made(setting, choice)
 
 
 def _open(_: dict[str, dict[str, Any]]) -> AuthHook:
@@ -177,7 +156,7 @@ def _signed(tables: dict[str, dict[str, Any]]) -> AuthHook:
 
 def _jwt(tables: dict[str, dict[str, Any]]) -> AuthHook:
     table = dict(tables["jwt"])
-    hook = _load("auth", "goim_core.adapters.jwt:JWTAuth")
+    hook = load("auth", "goim_core.adapters.jwt:JWTAuth")
     if "algorithms" not in table:
         raise ConfigurationError("algorithms: missing from the table [jwt] of the configuration file")
     if ("key_file" in table) == ("jwks" in table):
@@ -193,33 +172,6 @@ _AUTHS: dict[str, Callable[[dict[str, dict[str, Any]]], AuthHook]] = {
     "signed": _signed,
     "jwt": _jwt,
 }
-
-
-def _storage(choice: str) -> Any:
-    name, _, where = choice.partition(":")
-    if choice.startswith(("postgres://", "postgresql://")):
-        name, where = "postgres", choice
-    if name not in STORAGES or (name == "memory" and where):
-        return _load("storage", choice)()
-    if name == "memory":
-        return _load("storage", STORAGES[name])()
-    if not where:
-        raise ConfigurationError(f"storage: expected {CHOICES['storage']}; got {choice!r}")
-    return _load("storage", STORAGES[name])(where)
-
-
-def _load(setting: str, name: str) -> Any:
-    """The class ``name``, MODULE:CLASS."""
-    module, colon, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{setting}: cannot load {name!r}: {error}") from None
-    kind = HOOKS[setting]
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        expected = f"{CHOICES.get(setting, 'MODULE:CLASS')}, a subclass of {kind.__name__}"
-        raise ConfigurationError(f"{setting}: expected {expected}; got {name!r}")
-    return found
 
 
 # Files.

@@ -184,7 +184,7 @@ async def test_polls_that_fail_wait_longer_each_time() -> None:
         clock.advance(1)
         for wait in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
             asked = len(fake.asked("polls"))
-            await until(lambda asked=asked: len(fake.asked("polls")) == asked)
+            await until(lambda asked=asked: len(fake.asked("polls")) == asked)  # type: ignore[misc]
             await clock.asleep(wait)
             clock.advance(wait)
 

@@ -14,8 +14,9 @@ import pytest
 
 from goim_core.__main__ import main
 from goim_core.auth import SignedTokenAuth
+from goim_core.choices import READY
 from goim_core.session import AuthRequest, Session
-from goim_core.settings import SECRET_VARIABLE, SETTINGS, STORAGES, server_of
+from goim_core.settings import SECRET_VARIABLE, SETTINGS, server_of
 
 NO_AUTH = (
     "auth: missing: expected 'open', 'signed', 'jwt' or MODULE:CLASS. "
@@ -246,8 +247,8 @@ def test_a_storage_is_told_where(
 ) -> None:
     (elsewhere / "stores.py").write_text(STORES)
     monkeypatch.syspath_prepend(str(elsewhere))
-    for name in ("sqlite", "postgres"):
-        monkeypatch.setitem(STORAGES, name, "stores:Mine")
+    for name in ("sqlite", "postgres", "postgresql"):
+        monkeypatch.setitem(READY["storage"], name, ("stores:Mine", READY["storage"][name][1]))
     given: list[Any] = []
     monkeypatch.setattr("goim_core.settings.Server", lambda **settings: given.append(settings["storage"]))
     server_of({"auth": "open", "storage": storage})

@@ -168,7 +168,7 @@ class RedisRegistry(Registry):
         """See :attr:`Registry.trouble`."""
         if self._taken:
             return f"another process has started as node {self._node!r}: its name has to be its own"
-        return self._connection.trouble
+        return self._connection.trouble.text
 
     async def start(self, node: str) -> None:
         """See :meth:`Registry.start`."""
@@ -191,6 +191,7 @@ class RedisRegistry(Registry):
 
     async def aclose(self) -> None:
         """See :meth:`Registry.aclose`."""
+        self._pipeline.close()
         if self._connection.opened:
             try:
                 leave: list[Command] = [_command(scripts.LEAVE, self._node, self._boot)]
@@ -215,7 +216,7 @@ class RedisRegistry(Registry):
         """One look at all that has to be done from time to time."""
         reconnected = self._verified != self._connection.opened
         due = time.monotonic() - self._beat_at >= self._alive / 3
-        if due or reconnected or self._connection.trouble:
+        if due or reconnected or self._connection.trouble.text:
             await self._live()
         await self._hear_of_replaced()
         await self._remove_forgotten()

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 from attrs import define
 
+from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError
 
 try:
@@ -29,8 +30,17 @@ Command = Sequence[bytes | str | int]
 """A command and its arguments."""
 ROUND = 500
 """How many commands go in one round: what waits behind them waits no longer than they take."""
+CLOSED = "the connection to Redis is closed"
 MOVED_ON = (exceptions.ReadOnlyError, exceptions.MasterDownError)
 """Replies of a server that is no primary any more: the next connection may find the one that is."""
+
+
+REFUSALS = (
+    exceptions.AuthenticationError,
+    exceptions.InvalidResponse,
+    exceptions.ResponseError,
+)
+"""No connection was made, and trying again would not help."""
 
 
 class Unanswered(BackboneError):
@@ -78,14 +88,13 @@ class RedisConnection:
                 "see https://redis.readthedocs.io/en/stable/connections.html"
             ) from None
         named = pool.connection_kwargs
-        self._place = named.get("path") or f"{named.get('host', 'localhost')}:{named.get('port', 6379)}"
+        place = named.get("path") or f"{named.get('host', 'localhost')}:{named.get('port', 6379)}"
+        self._name = f"Redis at {place}"
+        self.trouble = Trouble(log, self._name)
         self.timeout = timeout
-        self._log = log
         self._scripts = tuple(scripts)
         self.opened = 0
         """How often a connection was made."""
-        self.trouble = ""
-        """Why there is none at the moment, in a sentence; empty when there is."""
 
     async def exchange(self, commands: Sequence[Command], patience: float = 0.0) -> list[Any]:
         """The reply to each of ``commands``; an error that the server replied stands in its place.
@@ -108,17 +117,15 @@ class RedisConnection:
                         replies[at] = reply
             done = not any(isinstance(reply, MOVED_ON) for reply in replies)
         except (exceptions.RedisError, OSError) as error:
-            failure = self._failure(error, sent=sent)
-            if not self.trouble:
-                self._log.warning("%s", failure)
-            self.trouble = failure.reason if isinstance(failure, Unanswered) else str(failure)
-            raise failure from error
+            reason = self._reason(error, sent=sent)
+            self.trouble.begin(reason)
+            if isinstance(error, REFUSALS):
+                raise BackboneError(f"{self._name}: {reason}") from error
+            raise Unanswered(f"{self._name}: {reason}", sent=sent) from error
         finally:
             if not done:  # cancelled too: what is still to come would be taken for another's reply
                 await self.aclose()
-        if self.trouble:
-            self._log.warning("Redis at %s answers again", self._place)
-            self.trouble = ""
+        self.trouble.end()
         return replies
 
     async def aclose(self) -> None:
@@ -159,20 +166,23 @@ class RedisConnection:
         except exceptions.ResponseError as error:
             return error
 
-    def _failure(self, error: Exception, *, sent: bool) -> BackboneError:
+    def late(self) -> str:
+        """What is said where no answer came in time."""
+        reason = f"no answer within {self.timeout:g} s"
+        self.trouble.begin(reason)
+        return f"{self._name}: {reason}"
+
+    def _reason(self, error: Exception, *, sent: bool) -> str:
         """What happened, for the operator."""
-        where = f"Redis at {self._place}"
         if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
-            return BackboneError(f"url: {where} refused the credentials: {error}")
+            return f"it refused the credentials of url: {error}"
         if isinstance(error, exceptions.InvalidResponse):
-            return BackboneError(f"url: what answers at {self._place} is not Redis: {error}")
+            return f"what answers there is not Redis: check url: {error}"
         if isinstance(error, exceptions.ResponseError):
-            return BackboneError(f"url: {where} refused the connection: {error}")
+            return f"it refused the connection: check url: {error}"
         if isinstance(error, TimeoutError | exceptions.TimeoutError):
-            return Unanswered(f"{where} did not answer within {self.timeout:g} s", sent=sent)
-        if sent:
-            return Unanswered(f"the connection to {where} broke: {error}", sent=True)
-        return Unanswered(f"cannot connect to {where} (url): {error}", sent=False)
+            return f"no answer within {self.timeout:g} s"
+        return f"the connection broke: {error}" if sent else f"cannot connect, check url: {error}"
 
 
 @define(eq=False)
@@ -189,32 +199,41 @@ class RedisPipeline:
         self._connection = connection
         self._waiting: deque[_Call] = deque()
         self._wake = anyio.Event()
+        self._closed = False
 
     async def call(self, *command: bytes | str | int) -> Any:
         """The reply to ``command``; see :meth:`calls`."""
         (reply,) = await self.calls([command])
         return reply
 
-    async def calls(self, commands: Iterable[Command]) -> list[Any]:
+    async def calls(self, commands: Iterable[Command], *, within: float | None = None) -> list[Any]:
         """The replies to ``commands``, which are carried out in this order and behind earlier ones.
 
         Raises :class:`~goim_core.errors.BackboneError` where the server refused one, and its kind
-        :class:`Unanswered` where no answer came within the connection's timeout.
+        :class:`Unanswered` where no answer came ``within`` so many seconds (the connection's timeout).
         """
+        if self._closed:
+            raise Unanswered(CLOSED, sent=False)
         loop = asyncio.get_running_loop()
         # In bytes already: what cannot be encoded shall not stop the round in which others' commands go.
         made = [_Call([_encoded(part) for part in command], loop.create_future()) for command in commands]
         self._waiting.extend(made)
         self._wake.set()
         try:
-            with anyio.fail_after(self._connection.timeout):
+            with anyio.fail_after(self._connection.timeout if within is None else within):
                 return [await call.future for call in made]
         except TimeoutError:
-            reason = self._connection.trouble or f"Redis did not answer within {self._connection.timeout:g} s"
-            raise Unanswered(reason, sent=any(call.sent for call in made)) from None
+            raise Unanswered(self._connection.late(), sent=any(call.sent for call in made)) from None
         finally:
             for call in made:
                 _abandon(call.future)
+
+    def close(self) -> None:
+        """Whoever waits, and all who come later, are told that it is too late."""
+        self._closed = True
+        for call in self._waiting:
+            _settle(call, Unanswered(CLOSED, sent=False))
+        self._waiting.clear()
 
     async def run(self) -> None:
         """Carry out commands until cancelled."""
@@ -226,7 +245,7 @@ class RedisPipeline:
             await self._carry_out([call for call in taken if not call.future.done()])
 
     async def _carry_out(self, calls: list[_Call]) -> None:
-        failure: BackboneError = Unanswered("the server is stopping", sent=True)
+        failure: BackboneError = Unanswered(CLOSED, sent=True)
         replies: list[Any] = []
         for call in calls:
             call.sent = True
