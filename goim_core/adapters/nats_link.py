@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Any
 
 import anyio
 from attrs import field, frozen
@@ -39,12 +39,16 @@ ASK_FOR = 30.0
 """Seconds for which a request for messages stands."""
 REQUEST_BYTES = 1 << 23
 """What one request brings at most, or a single message where that is larger."""
+LEAST_OPENING = 2.0
+"""Seconds that a connection gets to be made, where the timeout is less."""
 CLOSING = 1.0
 """Seconds that a connection gets to say goodbye; one that is frozen never does."""
 FOREIGN = (nats.errors.Error, OSError, ValueError)
 """What nats-py raises: its own, the socket's, and asyncio's for a line that is too long."""
 GONE = re.compile("deleted|shutdown|leadership", re.IGNORECASE)
 """What a status of 409 says when the consumer is not there any more; otherwise only the request is over."""
+
+_log = logging.getLogger("goim_core.adapters.nats")
 
 
 @frozen(kw_only=True)
@@ -91,6 +95,7 @@ class Link:
         self._consumer = ""
         self._request = 0
         self._asked = 0
+        self._turn = anyio.Event()
         self._heard = monotonic()
         self._replies: deque[tuple[int, str]] = deque()
         self.last = 0
@@ -107,7 +112,7 @@ class Link:
         """
         settings = self._settings
         try:
-            with anyio.fail_after(settings.timeout):
+            with anyio.fail_after(max(settings.timeout, LEAST_OPENING)):
                 await self._connect()
                 for what, called in (("pull", self._on_pulled), ("sent", self._on_confirmed)):
                     await self._client.subscribe(f"{self._inbox}.{what}.*", cb=called, pending_msgs_limit=0)
@@ -116,13 +121,9 @@ class Link:
                 self.last = stream.last
                 return place
         except TimeoutError:
-            said = self._complaint or f"no answer within {settings.timeout:g} s"
-            raise BackboneError(f"cannot use NATS at {settings.address}: {said}") from None
-        except BackboneError as error:
-            raise BackboneError(f"cannot use NATS at {settings.address}: {error}") from None
+            raise BackboneError(self._complaint or "no answer in time from what should be NATS") from None
         except FOREIGN as error:
-            said = self._complaint or _words(error)
-            raise BackboneError(f"cannot use NATS at {settings.address}: {said}") from error
+            raise BackboneError(self._complaint or _words(error)) from error
 
     async def _connect(self) -> None:
         settings = self._settings
@@ -161,31 +162,44 @@ class Link:
         except FOREIGN as error:
             self._break(_words(error))
 
-    async def pull(self, count: int) -> None:
-        """Ask for ``count`` messages, unless some that were asked for are still to come."""
-        if self._asked or count < 1:
-            return
-        self._asked = count
-        self._request += 1
-        self._heard = monotonic()
+    async def pull(self, free: Callable[[], int]) -> None:
+        """Ask for as many messages as are ``free`` to come, whenever none is to come; until cancelled."""
+        while True:
+            self._turn = anyio.Event()
+            count = 0 if self._asked else free()
+            if count:
+                self._asked = count
+                self._request += 1
+                self._heard = monotonic()
+                await self._tell(
+                    f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.topic}.{self._consumer}",
+                    self._request_for(count),
+                    f"{self._inbox}.pull.{self._request}",
+                )
+            await self._turn.wait()
+
+    def more(self) -> None:
+        """Look again whether messages are free to come."""
+        self._turn.set()
+
+    def _request_for(self, count: int) -> bytes:
         request = {
             "batch": count,
             "max_bytes": max(REQUEST_BYTES, 2 * self.max_payload),
             "expires": int(ASK_FOR * SECOND),
             "idle_heartbeat": int(HEARTBEAT * SECOND),
         }
-        await self._tell(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.topic}.{self._consumer}",
-            json.dumps(request).encode(),
-            f"{self._inbox}.pull.{self._request}",
-        )
+        return json.dumps(request).encode()
 
-    async def acknowledge(self, floor: int) -> None:
-        """Say that all messages up to ``floor`` are done with."""
+    async def acknowledge(self, floor: int, *, confirmed: bool = False) -> None:
+        """Say that all messages up to ``floor`` are done with; wait until that is ``confirmed``."""
         reply = ""
         while self._replies and self._replies[0][0] <= floor:
             reply = self._replies.popleft()[1]
-        if reply:
+        if reply and confirmed:
+            with suppress(*FOREIGN):
+                await self._client.request(reply, b"+ACK", timeout=CLOSING)
+        elif reply:
             await self._tell(reply, b"+ACK")
 
     async def _tell(self, subject: str, data: bytes, reply: str = "") -> None:
@@ -221,6 +235,8 @@ class Link:
             number = int(tokens[5] if len(tokens) == 9 else tokens[7])
             self._replies.append((number, msg.reply))
             self._delivered(number, msg.data)
+            if not self._asked:
+                self.more()
             return
         status = (msg.headers or {}).get("Status", "")
         said = (msg.headers or {}).get("Description", "")
@@ -231,7 +247,7 @@ class Link:
             )
         elif status != "100" and msg.subject.endswith(f".{self._request}"):
             self._asked = 0
-            self._delivered(0, b"")
+            self.more()
 
     async def _on_confirmed(self, msg: Msg) -> None:
         if (msg.headers or {}).get("Status") == "503":
@@ -240,6 +256,8 @@ class Link:
         self._confirmed(int(msg.subject.rpartition(".")[2]), msg.data)
 
     async def _on_error(self, error: Exception) -> None:
+        if not isinstance(error, FOREIGN):
+            _log.error("what NATS sent could not be handled", exc_info=error)
         self._complaint = _words(error)
 
     async def _on_disconnected(self) -> None:
@@ -252,4 +270,7 @@ class Link:
 
 
 def _words(error: Exception | None) -> str:
-    return str(error or "the connection was lost").removeprefix("nats: ").strip("'\r\n") or repr(error)
+    said = str(error or "the connection was lost").removeprefix("nats: ").strip("'\r\n") or repr(error)
+    if "authorization" in said.lower():
+        return f"{said} (user, password, token)"
+    return f"{said} (tls)" if isinstance(error, ssl.SSLError) else said

@@ -33,7 +33,7 @@ STREAM_NOT_FOUND, CONSUMER_NOT_FOUND, OTHER_SHAPE = 10059, 10014, 10058
 
 @frozen
 class Place:
-    """How far a node has read: up to the message ``floor`` all is done with. ``made``: when the stream was."""
+    """How far a node has read: all up to the message ``floor`` is done with, in the stream made at ``made``."""
 
     made: str
     floor: int
@@ -42,7 +42,7 @@ class Place:
 class Stream:
     """The stream ``topic``, made where there is none; messages are kept ``retention`` seconds.
 
-    Everything raises :class:`~goim_core.errors.BackboneError`, with a text that goes on after "NATS ...: ".
+    Raises :class:`~goim_core.errors.BackboneError` that says what is wrong.
     """
 
     def __init__(self, client: Client, topic: str, retention: float, timeout: float) -> None:

@@ -18,24 +18,19 @@ from attrs import evolve
 
 from goim_core.adapters.pushmsg import decode_push, encode_push
 from goim_core.adapters.redis_pipeline import (
-    Command,
     RedisConnection,
     RedisPipeline,
     Unanswered,
     check_asyncio,
     check_seconds,
 )
-from goim_core.adapters.trouble import Trouble
+from goim_core.adapters.redis_stream import START, Group, Id, read_id
 from goim_core.errors import BackboneError, ConfigurationError, QueueFull, ServerStopped
 from goim_core.queue import PushMsg, PushType, Queue
 
 __all__ = ["RedisQueue"]
 
 FIELD = b"push"
-PREFIX = "goim_core:"
-CONSUMER = "job"
-BLOCK = 1.0
-"""How many seconds one reading waits for something to come."""
 READ = 256
 """How many entries one reading takes."""
 BUFFER_BYTES = 1 << 24
@@ -44,12 +39,6 @@ ACK_PAUSE = 0.02
 """Acknowledgements are gathered so long, in seconds: that many pushes come again after a crash."""
 RETRY = (0.1, 2.0)
 """Seconds until a reading that failed is tried again, the first time and at most."""
-ABANDONED = 86_400_000
-"""A group that nobody has read from for so many milliseconds is deleted: its node has another name now."""
-
-Id = tuple[int, int]
-"""An entry's: milliseconds since 1970 by the clock of Redis, and a number."""
-START: Id = (0, 0)
 
 _log = logging.getLogger("goim_core.adapters.redis_queue")
 
@@ -57,9 +46,9 @@ _log = logging.getLogger("goim_core.adapters.redis_queue")
 class RedisQueue(Queue):
     """The stream ``stream`` in the Redis 6.2 or newer, or Valkey, that ``url`` names; no Redis Cluster.
 
-    :meth:`publish` returns when Redis has the push; whether that is on a disk then is Redis's ``appendfsync``.
-    It raises :class:`~goim_core.errors.BackboneError` within ``timeout`` seconds, which says whether Redis may
-    have it; with ``nowait`` :class:`~goim_core.errors.QueueFull` when ``size`` publishes are under way.
+    :meth:`publish` returns when Redis has the push; whether that is on a disk then is for its ``appendfsync``.
+    It raises :class:`~goim_core.errors.BackboneError` within ``timeout`` seconds, which says whether Redis
+    may have it; with ``nowait`` :class:`~goim_core.errors.QueueFull` when ``size`` publishes are under way.
     Pushes come in the order in which Redis got them. What was published while this node was away comes when
     it is back, if it is not older than ``retention`` seconds; a node that starts for the first time begins
     with what is new. At most ``prefetch`` pushes are read ahead. After a crash the last ones may come again.
@@ -92,22 +81,21 @@ class RedisQueue(Queue):
         self._writer = RedisConnection(url, timeout, _log)
         self._reader = RedisConnection(url, timeout, _log)
         self._pipeline = RedisPipeline(self._writer)
-        self._shape = Trouble(_log, f"the stream {stream!r} in Redis")
         self._node = ""
-        self._group = ""
+        self._group = Group(self._reader, stream, "", _log)
         self._size = size
         self._places = anyio.Semaphore(size, fast_acquire=True)
         self._prefetch = prefetch
         self._arrived: deque[PushMsg] = deque()
         self._arrived_bytes = 0
         self._changed = anyio.Event()
-        self._received: dict[Id, None] = {}
-        """What came and is not acknowledged."""
+        self._waiting: set[Id] = set()
+        """What came for this node and is not acknowledged."""
+        self._here: set[Id] = set()
+        """What came at all and Redis was not told of yet."""
         self._acknowledged: list[Id] = []
         self._to_acknowledge = anyio.Event()
-        self._read_to = self._published = START
-        self._pending_after: Id | None = START
-        """How far what came before, and was not acknowledged, is read; None when all of it is."""
+        self._published = START
         self._ahead = 0.0
         self._closed = False
 
@@ -116,15 +104,13 @@ class RedisQueue(Queue):
     async def start(self, node: str) -> None:
         """See :meth:`Queue.start`."""
         check_asyncio("RedisQueue")
-        self._node, self._group = node, PREFIX + node
-        now, made = await self._writer.exchange([("TIME",), self._make_group("$")])
-        if isinstance(made, Exception) and not str(made).startswith("BUSYGROUP"):
-            await self._writer.aclose()
-            if "WRONGTYPE" in str(made):
-                raise BackboneError(f"stream: {self.stream!r} is in use for something that is no stream")
-            raise BackboneError(f"url: Redis cannot be used for this: {made}")
-        self._set_clock(int(now[0]) * 1000)
-        await self._delete_abandoned()
+        self._node = node
+        self._group = Group(self._reader, self.stream, node, _log)
+        try:
+            self._set_clock(await self._group.start())
+        except BaseException:
+            await self._reader.aclose()
+            raise
 
     async def run(self) -> None:
         """See :meth:`Queue.run`."""
@@ -141,7 +127,9 @@ class RedisQueue(Queue):
         self._places.release()
         if self._acknowledged and not self._writer.trouble.text:
             try:
-                await self._writer.exchange([self._ack(part) for part in _parts(self._acknowledged)])
+                await self._writer.exchange(
+                    [self._group.acknowledgement(part) for part in _parts(self._acknowledged)]
+                )
             except BackboneError as error:
                 _log.warning("some pushes will come again: %s", error)
         for connection in (self._reader, self._writer):
@@ -150,7 +138,7 @@ class RedisQueue(Queue):
     @property
     def trouble(self) -> str:
         """See :attr:`Queue.trouble`."""
-        return self._writer.trouble.text or self._reader.trouble.text or self._shape.text
+        return self._writer.trouble.text or self._reader.trouble.text or self._group.trouble.text
 
     # Publishing.
 
@@ -169,7 +157,7 @@ class RedisQueue(Queue):
             raise
         finally:
             self._places.release()
-        self._published = max(self._published, _read_id(reply))
+        self._published = max(self._published, read_id(reply))
         self._set_clock(self._published[0])
 
     async def _take_place(self, nowait: bool) -> None:
@@ -200,12 +188,12 @@ class RedisQueue(Queue):
     @property
     def pending(self) -> int:
         """See :attr:`Queue.pending`: those under way to Redis, and those that came and are not sent yet."""
-        return self._size - self._places.value + len(self._received)
+        return self._size - self._places.value + len(self._waiting)
 
     async def drain(self) -> None:
         """See :meth:`Queue.drain`: all that is in Redis up to what this process published last."""
         last = self._published
-        while self._read_to < last or any(each <= last for each in self._received):
+        while self._group.read_to < last or any(each <= last for each in self._waiting):
             await self._changed.wait()
 
     # Receiving.
@@ -224,7 +212,7 @@ class RedisQueue(Queue):
 
     def acknowledge(self, msg: PushMsg) -> None:
         """See :meth:`Queue.acknowledge`."""
-        self._received.pop(msg.tag, None)
+        self._waiting.discard(msg.tag)
         self._done(msg.tag)
         self._wake()
 
@@ -244,50 +232,24 @@ class RedisQueue(Queue):
             while len(self._arrived) >= self._prefetch or self._arrived_bytes >= BUFFER_BYTES:
                 await self._changed.wait()
             try:
-                await self._read_some()
+                entries = await self._group.read(min(READ, self._prefetch - len(self._arrived)))
                 pause, _ = RETRY
-            except BackboneError:
-                # The reply that was on its way is lost; what was in it comes first now.
-                self._pending_after = START
+            except BackboneError:  # it is in trouble, and said so
                 await anyio.sleep(pause)
                 pause = min(2 * pause, most)
-
-    async def _read_some(self) -> None:
-        pending = self._pending_after is not None
-        after = ">" if self._pending_after is None else _write_id(self._pending_after)
-        count = min(READ, self._prefetch - len(self._arrived))
-        command = ("XREADGROUP", "GROUP", self._group, CONSUMER, "COUNT", count, "BLOCK", int(BLOCK * 1000))
-        (reply,) = await self._reader.exchange([(*command, "STREAMS", self.stream, after)], BLOCK)
-        if isinstance(reply, Exception):
-            await self._mend(reply)
-            return
-        self._shape.end()
-        entries = reply[0][1] if reply else ()
-        for entry, fields in entries:
-            self._take(_read_id(entry), fields)
-        if pending:
-            self._pending_after = _read_id(entries[-1][0]) if entries else None
-        elif entries:
-            self._read_to = _read_id(entries[-1][0])
-        self._wake()
-
-    async def _mend(self, error: Exception) -> None:
-        """The group is gone, or the stream: Redis came back without them, or somebody deleted them."""
-        (made,) = await self._reader.exchange([self._make_group(_write_id(self._read_to))])
-        if isinstance(made, Exception) and not str(made).startswith("BUSYGROUP"):
-            self._shape.begin(made)
-            raise BackboneError(str(made))
-        _log.warning("the stream %r had lost the group of this node: %s", self.stream, error)
-        await anyio.sleep(RETRY[0])
+                continue
+            for id_, fields in entries:
+                if id_ not in self._here:
+                    self._here.add(id_)
+                    self._take(id_, fields)
+            self._wake()
 
     def _take(self, id_: Id, fields: list[bytes] | None) -> None:
-        if id_ in self._received or (id_ <= self._read_to and fields is None):
-            return
         msg = self._decoded(id_, fields)
         if msg is None or (msg.type is PushType.PUSH and msg.server != self._node):
             self._done(id_)
             return
-        self._received[id_] = None
+        self._waiting.add(id_)
         self._arrived.append(evolve(msg, tag=id_))
         self._arrived_bytes += len(msg.msg)
 
@@ -298,14 +260,11 @@ class RedisQueue(Queue):
             return None
         try:
             found = dict(zip(fields[::2], fields[1::2], strict=True))
-            if FIELD not in found:
-                raise ValueError(f"no field {FIELD.decode()!r}")
             return decode_push(found[FIELD])
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             self.skipped += 1
-            _tell(
-                self.skipped, "passed over %d entries that are no pushes, the last: %s", self.skipped, error
-            )
+            why = f"no field {error}" if isinstance(error, KeyError) else error
+            _tell(self.skipped, "passed over %d entries that are no pushes, the last: %s", self.skipped, why)
             return None
 
     # What goes on beside.
@@ -318,8 +277,9 @@ class RedisQueue(Queue):
             await anyio.sleep(ACK_PAUSE)
             some = self._acknowledged[:ACKS]
             try:
-                await self._pipeline.call(*self._ack(some))
+                await self._pipeline.call(*self._group.acknowledgement(some))
                 del self._acknowledged[: len(some)]
+                self._here.difference_update(some)
             except BackboneError:
                 await anyio.sleep(RETRY[1])
 
@@ -333,41 +293,12 @@ class RedisQueue(Queue):
             except BackboneError as error:
                 _log.debug("not trimmed: %s", error)  # it is in trouble, and said so
 
-    async def _delete_abandoned(self) -> None:
-        (groups,) = await self._writer.exchange([("XINFO", "GROUPS", self.stream)])
-        names = [group[1] for group in groups] if isinstance(groups, list) else []
-        others = [name for name in names if name.startswith(PREFIX.encode()) and name != self._group.encode()]
-        found = await self._writer.exchange([("XINFO", "CONSUMERS", self.stream, name) for name in others])
-        abandoned = [
-            name
-            for name, consumers in zip(others, found, strict=True)
-            if isinstance(consumers, list) and consumers and all(each[5] > ABANDONED for each in consumers)
-        ]
-        await self._writer.exchange([("XGROUP", "DESTROY", self.stream, name) for name in abandoned])
-
-    # The stream.
-
-    def _make_group(self, after: str | bytes) -> Command:
-        return ("XGROUP", "CREATE", self.stream, self._group, after, "MKSTREAM")
-
-    def _ack(self, ids: Iterable[Id]) -> Command:
-        return ("XACK", self.stream, self._group, *map(_write_id, ids))
-
     def _set_clock(self, milliseconds: int) -> None:
         self._ahead = milliseconds - time.monotonic() * 1000
 
     def _now(self) -> int:
         """The time by the clock of Redis, in milliseconds."""
         return int(self._ahead + time.monotonic() * 1000)
-
-
-def _read_id(text: bytes) -> Id:
-    milliseconds, _, number = text.partition(b"-")
-    return int(milliseconds), int(number)
-
-
-def _write_id(id_: Id) -> bytes:
-    return b"%d-%d" % id_
 
 
 def _parts(ids: Sequence[Id]) -> Iterable[Sequence[Id]]:
