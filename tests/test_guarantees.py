@@ -284,9 +284,12 @@ class Inboxes(RuleBasedStateMachine):
         if isinstance(self.storage, SQLiteStorage):
             self.storage = self.new_storage()
         self.start()
-        for connection, before, written in ends:
+        for connection, before, _ in ends:
             if not connection.acks:
-                self.delivered(connection, before, written)
+                # Several connections of one device have one cursor, and all of them have ended.
+                device = connection.mid, connection.device
+                most = max(written for one, _, written in ends if (one.mid, one.device) == device)
+                self.delivered(connection, before, most)
 
     # What holds all the time.
 
@@ -346,6 +349,7 @@ class Inboxes(RuleBasedStateMachine):
 
     def store(self, mids: Sequence[int], op: int, body: bytes) -> None:
         self.portal.call(self.app.push_mids, mids, op, body)
+        self.portal.call(self.app.idle)  # it is the job that meets the queue's faults
         for mid in mids:
             self.inboxes[mid].append((op, body))
 

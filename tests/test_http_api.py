@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from goim_core.errors import QueueFull, ServerStopped
+from goim_core.errors import ConfigurationError, QueueFull, ServerStopped
 from goim_core.http_api import PushAPI
 from goim_core.http_door import HTTPDoor
 from goim_core.protocol import pushable
@@ -39,8 +39,10 @@ class Recorder:
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes) -> None:
         await self._take("keys", list(keys), op, body)
 
-    async def push_mids(self, mids: Iterable[int], op: int, body: bytes) -> None:
-        await self._take("mids", list(mids), op, body)
+    async def push_mids(
+        self, mids: Iterable[int], op: int, body: bytes, *, idempotency_key: str = ""
+    ) -> None:
+        await self._take("mids", list(mids), op, body, *([idempotency_key] if idempotency_key else []))
 
     async def push_room(self, room_id: str, op: int, body: bytes) -> None:
         await self._take("room", room_id, op, body)
@@ -96,6 +98,20 @@ async def test_a_push(path: str, call: tuple[Any, ...]) -> None:
         assert server.calls == [call]
         assert await ask(peer, f"/goim/push/{path}", b"") == DONE
         assert server.calls[1] == tuple(b"" if part == b"hi" else part for part in call)
+
+
+async def test_a_push_that_may_be_tried_again() -> None:
+    server = Recorder()
+    path = "/goim/push/mids?operation=1000&mids=7"
+    async with connected(HTTPDoor(PushAPI(server).routes)) as peer:
+        assert (await peer.post(path, b"hi", "Idempotency-Key: order-7\r\n")).body == DONE
+        assert server.calls == [("mids", [7], 1000, b"hi", "order-7")]
+        answer = await peer.post(path, b"hi", f"Idempotency-Key: {'k' * 257}\r\n")
+        assert answer.body == b'{"code":-400,"message":"Idempotency-Key: expected at most 256 characters"}'
+        server.fault = ConfigurationError("idempotency_key: it needs a storage, and the server has none")
+        answer = await peer.post(path, b"hi", "Idempotency-Key: order-7\r\n")
+        assert answer.body.startswith(b'{"code":-400,"message":"idempotency_key: it needs a storage')
+        assert len(server.calls) == 1
 
 
 @pytest.mark.parametrize(

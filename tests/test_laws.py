@@ -18,17 +18,18 @@ MODULES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LAYERS = [
     {"__main__", "testing"},
     {"settings"},
+    {"choices"},
     {"server", "client", "adapters"},
     {"http_api", "http_pages", "pipeline"},
     {"http_door", "doors", "conversation", "census"},
     {"connection"},
     {"inbox", "operations", "job", "listener"},
     {"logic"},
-    {"publisher", "stats", "memory_storage", "auth"},
+    {"publisher", "stats", "memory_storage", "auth", "weigher"},
     {"comet", "flow", "tls", "reactor", "storage", "token_auth"},
     {"bucket", "presence"},
     {"channel", "websocket", "poller"},
-    {"queue", "registry", "wire", "handshake", "room", "hooks", "nodes"},
+    {"queue", "registry", "wire", "handshake", "room", "hooks", "nodes", "discovery"},
     {"session", "options", "clock"},
     {"protocol"},
     {"errors"},
@@ -116,7 +117,7 @@ def test_each_protocol_library_has_its_place() -> None:
     users = {
         library: {module for module in MODULES if library in outer(module)} for library in ("wsproto", "h11")
     }
-    assert users == {"wsproto": {"websocket", "handshake", "client.wire", "testing.wire"}, "h11": {"http_door"}}
+    assert users == {"wsproto": {"websocket", "handshake", "client.wire", "testing.wire"}, "h11": {"http_door", "client.nodes"}}
 
 
 def broad(handler: ast.ExceptHandler) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,11 +43,11 @@ _log = logging.getLogger("goim_core.adapters.discovery")
 class BilibiliDiscovery(Discovery):
     """The nodes that are registered as ``appid`` in ``env`` with the servers at ``urls``.
 
-    ``urls`` is one or several, such as ``"http://10.0.0.1:7171"``, which replicate to each other: one is
-    asked until it fails, then the next. ``env`` is goim's DEPLOY_ENV. ``Server`` needs a ``zone``, in which
-    its name is unique. Every ``refresh`` seconds this node tells how many connections it has, every ``renew``
-    seconds that it lives. One that was silent for 90 s is forgotten within another minute, unless so many
-    are silent at once that the discovery suspects itself. ``timeout`` is for one answer.
+    ``urls`` is one or several, such as ``"http://10.0.0.1:7171"`` (in one text with commas between them),
+    which replicate to each other: one is asked until it fails, then the next. ``env`` is that of DEPLOY_ENV unless given. ``Server`` needs a
+    ``zone``, in which its name is unique. Every ``refresh`` seconds this node tells how many connections it
+    has, every ``renew`` seconds that it lives. One that was silent for 90 s is forgotten within another
+    minute, unless so many are silent at once that the discovery suspects itself. ``timeout``: for an answer.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the argument.
     """
@@ -55,19 +56,20 @@ class BilibiliDiscovery(Discovery):
         self,
         urls: str | Iterable[str],
         *,
-        env: str,
+        env: str = "",
         appid: str = APPID,
         refresh: float = 10.0,
         renew: float = 30.0,
         timeout: float = 3.0,
         clock: Clock | None = None,
     ) -> None:
+        env = env or os.environ.get("DEPLOY_ENV", "")
         if not env:
-            raise ConfigurationError("env: missing: expected goim's DEPLOY_ENV, such as 'dev'")
+            raise ConfigurationError("env: missing: give it, or set DEPLOY_ENV, to such as 'dev' or 'prod'")
         for name, seconds in (("refresh", refresh), ("renew", renew), ("timeout", timeout)):
             if not seconds > 0:
                 raise ConfigurationError(f"{name}: expected more than 0 seconds, got {seconds!r}")
-        self._servers = Servers([urls] if isinstance(urls, str) else list(urls), timeout)
+        self._servers = Servers(urls.split(",") if isinstance(urls, str) else list(urls), timeout)
         self._env = env
         self._appid = appid
         self._refresh = refresh

@@ -97,8 +97,10 @@ class KafkaQueue(Queue):
         self._arrived_bytes = 0
         self._partitions: dict[int, Partition] = {}
         self._consumer: Any = None
+        self._to_assign = False
         self._changed = anyio.Event()
         self._to_commit = anyio.Event()
+        self._commit_failed = False
         self._complained = -COMPLAIN_EVERY
         self._troubles = [
             Trouble(_log, f"{self._kafka}, {what}")
@@ -169,12 +171,16 @@ class KafkaQueue(Queue):
                     self._outgoing.spoil()
                 self._connection.begin(said(error))
             else:
-                for number in range(len(self._partitions), count):
-                    self._partitions[number] = Partition(position=0, committed=-1)
-                for number in range(count, len(self._partitions)):  # another topic of the same name
-                    del self._partitions[number]
+                self._set_partitions(count)
                 self._connection.end()
-                self._changed.set()
+            self._changed.set()
+
+    def _set_partitions(self, count: int) -> None:
+        self._to_assign |= count != len(self._partitions)
+        for number in range(len(self._partitions), count):
+            self._partitions[number] = Partition(position=0, committed=-1)
+        for number in range(count, len(self._partitions)):  # of another topic, which had this name
+            del self._partitions[number]
 
     async def _change(self) -> None:
         if self._changed.is_set():
@@ -190,7 +196,8 @@ class KafkaQueue(Queue):
     def _published(self, number: int, offset: int) -> None:
         partition = self._partitions.get(number)
         if partition is not None:
-            partition.published = max(partition.published, offset + 1)
+            self._to_assign |= not partition.confirm(offset)
+            self._connection.end()
         self._changed.set()
 
     # Receiving.
@@ -228,8 +235,7 @@ class KafkaQueue(Queue):
         while True:
             try:
                 if self._consumer is None:
-                    self._consumer = await self._kafka.consumer(GROUP + self._node)
-                    self._assign()
+                    await self._go_on()
                 while not self._connection.text:
                     await self._read_some()
                     self._reading.end()
@@ -244,17 +250,31 @@ class KafkaQueue(Queue):
     async def _read_some(self) -> None:
         while len(self._arrived) >= self._prefetch or self._arrived_bytes >= BUFFER_BYTES:
             await self._change()
-        if len(self._partitions) != len(self._consumer.assignment()):
+        if self._to_assign:
             self._assign()
         room = self._prefetch - len(self._arrived)
         found = await self._consumer.getmany(timeout_ms=WAIT_MS, max_records=room)
+        if self._to_assign:
+            return  # it is read again, from where the new assignment begins
         for records in found.values():
             for record in records:
                 self._take(record)
         if found:
             self._changed.set()
 
+    async def _go_on(self) -> None:
+        """Read with a new consumer from where we are."""
+        self._consumer = await self._kafka.consumer(GROUP + self._node)
+        ends = await self._consumer.end_offsets(
+            [TopicPartition(self.topic, each) for each in self._partitions]
+        )
+        for tp, end in ends.items():
+            if end < self._partitions[tp.partition].position:
+                self._partitions[tp.partition].begin_anew()
+        self._assign()
+
     def _assign(self) -> None:
+        self._to_assign = False
         self._consumer.assign([TopicPartition(self.topic, number) for number in self._partitions])
         for number, partition in self._partitions.items():
             self._consumer.seek(TopicPartition(self.topic, number), partition.position)
@@ -315,20 +335,22 @@ class KafkaQueue(Queue):
             with anyio.fail_after(self._kafka.timeout):
                 await self._commit_now()
         except FAILURES as error:
-            self._commits.begin(said(error))
+            # Whether the brokers answer at all is looked after elsewhere.
+            if self._commit_failed or not isinstance(error, TimeoutError):
+                self._commits.begin(said(error))
+            self._commit_failed = True
             return False
+        self._commit_failed = False
         self._commits.end()
         return True
 
     async def _commit_now(self) -> None:
-        settled = {
-            number: partition.settled
-            for number, partition in self._partitions.items()
-            if partition.settled != partition.committed
-        }
-        if settled:
-            await self._consumer.commit(
-                {TopicPartition(self.topic, number): offset for number, offset in settled.items()}
-            )
-            for number, offset in settled.items():
-                self._partitions[number].committed = offset
+        offsets = {}
+        for tp in self._consumer.assignment():
+            partition = self._partitions.get(tp.partition)
+            if partition is not None and partition.settled != partition.committed:
+                offsets[tp] = partition.settled
+        if offsets:
+            await self._consumer.commit(offsets)
+            for tp, offset in offsets.items():
+                self._partitions[tp.partition].committed = offset

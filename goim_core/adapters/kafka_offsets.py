@@ -81,18 +81,29 @@ class Partition:
         """How many records are between what is settled and what this process published last."""
         return self.unsettled + max(0, self.published - self.position)
 
+    def confirm(self, offset: int) -> bool:
+        """This process has published the record at ``offset``. False where the topic was made anew."""
+        again = offset < self.published
+        if again:
+            self.begin_anew()
+        self.published = offset + 1
+        return not again
+
     def take(self, offset: int) -> Delivery:
         """The record at ``offset`` has been read."""
         if offset < self.position:
-            # The topic was made anew, or the broker lost its end: what is out belongs to the old one.
-            self._taken.clear()
-            self._epoch += 1
-            self.unsettled = self.published = 0
+            self.begin_anew()
         delivery = Delivery(self, self._epoch, offset)
         self._taken.append(delivery)
         self.unsettled += 1
         self.position = offset + 1
         return delivery
+
+    def begin_anew(self) -> None:
+        """The topic was made anew, or the broker lost its end: what is out belongs to the old one."""
+        self._taken.clear()
+        self._epoch += 1
+        self.unsettled = self.published = self.position = 0
 
     def settle(self, delivery: Delivery) -> None:
         """``delivery`` is taken care of. A second time does nothing, nor does one of an older topic."""

@@ -75,7 +75,7 @@ class Link:
 
     ``delivered`` is called with the number in the stream and the bytes of each message, in order, some of
     them again; ``confirmed`` with the number and the answer of each publish. ``broken`` is set when the
-    connection is of no use any more, and ``reason`` says why.
+    connection is of no use any more, and ``reason`` says why. ``complaint`` is what the server said last.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Link:
         self._delivered = delivered
         self._confirmed = confirmed
         self._client = Client()
-        self._complaint = ""
+        self.complaint = ""
         self._inbox = self._client.new_inbox()
         self._consumer = ""
         self._request = 0
@@ -121,9 +121,9 @@ class Link:
                 self.last = stream.last
                 return place
         except TimeoutError:
-            raise BackboneError(self._complaint or "no answer in time from what should be NATS") from None
+            raise BackboneError(self.complaint or "no answer in time from what should be NATS") from None
         except FOREIGN as error:
-            raise BackboneError(self._complaint or _words(error)) from error
+            raise BackboneError(self.complaint or _words(error)) from error
 
     async def _connect(self) -> None:
         settings = self._settings
@@ -143,7 +143,7 @@ class Link:
             token=settings.token,
             tls=settings.tls,
         )
-        self._complaint = ""
+        self.complaint = ""
         # nats-py encrypts where the server asks for it, whatever the client was told.
         if settings.tls is not None and not self._client._server_info.get("tls_required"):  # noqa: SLF001
             raise BackboneError("tls: the server does not ask for TLS")
@@ -209,14 +209,19 @@ class Link:
             self._break(_words(error))
 
     async def watch(self) -> None:
-        """See that a request for messages is not forgotten, until the connection is broken."""
+        """See that neither the connection nor a request for messages is forgotten, until it is broken."""
         while not self.broken.is_set():
-            await anyio.sleep(HEARTBEAT)
-            if self._asked and monotonic() - self._heard > 3 * HEARTBEAT:
-                self._break("JetStream says nothing of the messages it was asked for")
+            await anyio.sleep(PING_EVERY)
+            if self._client.is_closed:
+                # nats-py gave it up, and waits to send what the server does not take.
+                self._break(_words(self._client.last_error))
+            elif self._asked and monotonic() - self._heard > 3 * HEARTBEAT:
+                self._break(self.complaint or "JetStream does not answer a request for messages")
 
     async def close(self) -> None:
         """Send what is to be sent, if that is possible, and close."""
+        if not self._client.servers:
+            return  # it never began, and nats-py minds
         with anyio.move_on_after(CLOSING, shield=True) as scope:
             with suppress(*FOREIGN):
                 await self._client.close()
@@ -258,10 +263,10 @@ class Link:
     async def _on_error(self, error: Exception) -> None:
         if not isinstance(error, FOREIGN):
             _log.error("what NATS sent could not be handled", exc_info=error)
-        self._complaint = _words(error)
+        self.complaint = _words(error)
 
     async def _on_disconnected(self) -> None:
-        self._break(self._complaint or _words(self._client.last_error))
+        self._break(self.complaint or _words(self._client.last_error))
 
     def _break(self, reason: str) -> None:
         if not self.broken.is_set():

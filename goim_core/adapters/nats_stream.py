@@ -33,7 +33,7 @@ STREAM_NOT_FOUND, CONSUMER_NOT_FOUND, OTHER_SHAPE = 10059, 10014, 10058
 
 @frozen
 class Place:
-    """How far a node has read: all up to the message ``floor`` is done with, in the stream made at ``made``."""
+    """How far a node has read: all up to the message ``floor`` is done with; and when the stream was made."""
 
     made: str
     floor: int

@@ -17,6 +17,7 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
 
@@ -142,8 +143,10 @@ class RedisRegistry(Registry):
         found: dict[int, list[tuple[int, Session]]] = {mid: [] for mid in mids}
         for page in await self._ask_all(scripts.MIDS, [str(mid) for mid in found]):
             for mid, key, server, platform, order in _rows(page, 5):
-                session = Session(mid=int(mid), key=key, platform=platform, server=server)
-                found[session.mid].append((int(order), session))
+                # A Go process may have written a key that is none here: nobody can push to it.
+                with suppress(ValueError):
+                    session = Session(mid=int(mid), key=key, platform=platform, server=server)
+                    found[session.mid].append((int(order), session))
         return [session for held in found.values() for _, session in sorted(held, key=lambda each: each[0])]
 
     async def report(self, online: Online) -> Online:
@@ -240,7 +243,7 @@ class RedisRegistry(Registry):
             pass
 
     async def _hear_of_replaced(self) -> None:
-        taken_over = await self._pipeline.call("LPOP", f"goim_core:replaced:{self._boot}", PAGE)
+        taken_over = await self._pipeline.call("LPOP", f"goim_registry:replaced:{self._boot}", PAGE)
         for item in taken_over or ():
             id_, _, key = item.decode().partition(" ")
             route = self._routes.get(key)

@@ -57,7 +57,7 @@ class RedisDiscovery(Discovery):
         self._told = 0
         self._nodes: tuple[Node, ...] = ()
         self._broken: set[str] = set()
-        self._trouble = Trouble(_log, "the list of nodes is not fresh")
+        self._refused = Trouble(_log, "the list of nodes is not fresh")
 
     def nodes(self) -> Sequence[Node]:
         """See :meth:`~goim_core.discovery.Discovery.nodes`."""
@@ -66,7 +66,7 @@ class RedisDiscovery(Discovery):
     @property
     def trouble(self) -> str:
         """See :attr:`~goim_core.discovery.Discovery.trouble`."""
-        return self._trouble.text
+        return self._connection.trouble.text or self._refused.text
 
     async def start(self, node: Callable[[], Node]) -> None:
         """See :meth:`~goim_core.discovery.Discovery.start`."""
@@ -86,9 +86,7 @@ class RedisDiscovery(Discovery):
             try:
                 await self._refresh_now()
             except BackboneError as error:
-                self._trouble.begin(error)
-            else:
-                self._trouble.end()
+                _log.debug("the list of nodes is not fresh: %s", error)  # it is in trouble, and said so
 
     async def cancel(self) -> None:
         """See :meth:`~goim_core.discovery.Discovery.cancel`."""
@@ -120,6 +118,7 @@ class RedisDiscovery(Discovery):
                 await self._ask(("SREM", NAMES, *gone))
         nodes = [self._read(name, value) for name, value in found.items() if value is not None]
         self._nodes = tuple(node for node in nodes if node is not None)
+        self._refused.end()
 
     def _telling(self) -> list[Command]:
         if self._own is None:
@@ -143,5 +142,6 @@ class RedisDiscovery(Discovery):
         replies = await self._connection.exchange(commands)
         for reply in replies:
             if isinstance(reply, Exception):
+                self._refused.begin(f"Redis refused: {reply}")
                 raise BackboneError(f"url: Redis refused: {reply}")
         return replies

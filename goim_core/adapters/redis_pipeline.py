@@ -182,7 +182,8 @@ class RedisConnection:
             return f"it refused the connection: check url: {error}"
         if isinstance(error, TimeoutError | exceptions.TimeoutError):
             return f"no answer within {self.timeout:g} s"
-        return f"the connection broke: {error}" if sent else f"cannot connect, check url: {error}"
+        what = "the connection broke" if sent else "cannot connect, check url"
+        return f"{what}: {str(error).rstrip('.')}"
 
 
 @define(eq=False)

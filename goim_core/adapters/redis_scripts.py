@@ -2,12 +2,13 @@
 
 Beside goim's own keys there are these, which Go processes do not look at:
 
-    goim_core:key:<key>        hash: the connection that holds the key: id, node, mid, order, server, platform
-    goim_core:node:<node>      hash, gone when it gives no sign of life: boot, epoch, connections, addresses
-    goim_core:nodes            hash: boot -> node, of all that lived
-    goim_core:held:<boot>      set: the keys that this start of a node holds
-    goim_core:replaced:<boot>  list: "<id> <key>" of its connections whose key was taken over elsewhere
-    goim_core:order            the last number in the order of logins, from the clock of Redis: microseconds
+    goim_registry:key:<key>        hash: who holds the key: id, node, mid, order, server, platform
+    goim_registry:node:<node>      hash, gone when the node gives no sign of life: boot, epoch, connections,
+                                   addresses
+    goim_registry:nodes            hash: boot -> node, of all that lived
+    goim_registry:held:<boot>      set: the keys that this start of a node holds
+    goim_registry:replaced:<boot>  list: "<id> <key>" of its connections whose key was taken over elsewhere
+    goim_registry:order            the last number in the order of logins: microseconds of Redis's clock
 
 A boot is one start of a node, in hexadecimal digits. A connection's id is ``<boot>.<number>``: it tells two
 connections with one key apart, and which process has to live for a route to be good.
@@ -20,7 +21,7 @@ import hashlib
 __all__ = ["ADD", "BEAT", "CLEAN", "KEYS", "LEAVE", "MIDS", "REMOVE", "REPORT", "SCRIPTS", "sha"]
 
 COMMON = """
-local OWN = 'goim_core:'
+local OWN = 'goim_registry:'
 local function run(command, key, ...)
     local reply = redis.pcall(command, key, ...)
     if type(reply) == 'table' and reply.err then error(key .. ': ' .. reply.err, 0) end
@@ -179,10 +180,9 @@ if before ~= boot then
     if before and claim == '' then return before end
     run('DEL', key)
     run('HSET', key, 'boot', boot, 'epoch', epoch)
-elseif run('HGET', key, 'epoch') ~= epoch then
-    run('HSET', key, 'epoch', epoch)
 end
-run('PEXPIRE', key, alive)
+run('PEXPIRE', key, alive)  -- first: it is possible without memory
+if run('HGET', key, 'epoch') ~= epoch then run('HSET', key, 'epoch', epoch) end
 if run('HEXISTS', OWN .. 'nodes', boot) == 0 then run('HSET', OWN .. 'nodes', boot, node) end
 run('EXPIRE', OWN .. 'nodes', expire)
 run('EXPIRE', OWN .. 'held:' .. boot, expire)

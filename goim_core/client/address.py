@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import frozen
 
-__all__ = ["Target", "parse"]
+__all__ = ["DOORS", "Target", "parse", "read_nodes"]
 
+DOORS = ("wss", "ws", "tls", "tcp")
+"""The schemes of addresses, and the names of a server's doors."""
 _PORTS = {"tcp": 3101, "tls": 3101, "ws": 3102, "wss": 3103}
 
 
@@ -28,7 +32,7 @@ class Target:
     @property
     def secure(self) -> bool:
         """Whether TLS is around the connection."""
-        return self.scheme in ("tls", "wss")
+        return self.scheme in ("tls", "wss", "https")
 
     @property
     def authority(self) -> str:
@@ -58,3 +62,28 @@ def parse(address: str, port: int | None = None) -> Target:
         raise ValueError(f"address: expected tcp://, tls://, ws:// or wss:// and a host, got {address!r}")
     path = (url.path if url.path not in ("", "/") else "/sub") + (f"?{url.query}" if url.query else "")
     return Target(url.scheme, host, _PORTS[url.scheme] if given is None else given, path)
+
+
+def read_nodes(data: Mapping[str, Any], asked: Target, doors: Iterable[str] = ()) -> list[Target]:
+    """Where to connect, best first, after an answer of goim's ``/goim/nodes/weighted`` from ``asked``.
+
+    Of each node the first of ``doors`` that it has. Without ``doors``: ``wss`` or ``tls`` where ``asked`` is
+    secure, and else ``ws`` or ``tcp`` before them. A goim server tells hosts and one port for each door
+    (and ports that nobody may listen on); goim_core tells the addresses of each node beside them.
+    Raises :class:`ValueError` that says what was expected.
+    """
+    doors = tuple(doors) or (("wss", "tls") if asked.secure else ("ws", "tcp", "wss", "tls"))
+    try:
+        if data.get("urls"):
+            told = [next((urls[door] for door in doors if door in urls), None) for urls in data["urls"]]
+            found = [parse(url) for url in told if url is not None]
+        else:
+            ports = [(door, int(data.get(f"{door}_port") or 0)) for door in doors]
+            door, port = next(((door, port) for door, port in ports if port), ("", 0))
+            hosts = dict.fromkeys((*(data.get("nodes") or ()), data.get("domain"), asked.host))
+            found = [Target(door, str(host), port) for host in hosts if door and host]
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"nodes: {error}") from None
+    if not found:
+        raise ValueError(f"nodes: expected one with a door of {', '.join(doors)}")
+    return found

@@ -10,10 +10,10 @@ from typing import Self, Unpack
 import anyio
 from anyio.abc import TaskGroup
 
-from goim_core.client.address import Target, parse
 from goim_core.client.keeper import Keeper
 from goim_core.client.link import stock_token
 from goim_core.client.messages import ClientState, LastSeen, Members, Message, read_last_seen
+from goim_core.client.nodes import Where, where
 from goim_core.client.settings import EXTENSIONS, Options, Settings, TokenSource
 from goim_core.errors import Disconnect
 from goim_core.protocol import Frame, Op, split
@@ -29,8 +29,8 @@ class Client:
     while the connection is lost: it waits for the next one, up to its ``timeout``, in seconds.
     """
 
-    def __init__(self, target: Target, settings: Settings) -> None:
-        self._target = target
+    def __init__(self, where: Where, settings: Settings) -> None:
+        self._where = where
         self._settings = settings
         self._tasks: TaskGroup | None = None
         self._taken: Message | None = None
@@ -38,7 +38,7 @@ class Client:
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
             raise RuntimeError("a Client runs once: connect() makes another")
-        self._keeper = Keeper(self._target, self._settings)
+        self._keeper = Keeper(self._where, self._settings)
         self._tasks = await anyio.create_task_group().__aenter__()
         try:
             self._tasks.start_soon(self._keeper.timers.run)
@@ -249,10 +249,14 @@ def connect(
     """A client for ``async with``: it connects on entering and stays connected until the block is left.
 
     ``address`` is ``tcp://host:port``, ``tls://``, ``ws://`` or ``wss://`` (``/sub`` unless it has a path),
-    or a TCP host with ``port``. ``token`` is what the server's AuthHook reads: bytes, text, a mapping (sent
-    as JSON), or a plain or async function that is called for each connection, and when the server says that a
-    token runs out. Its ``accepts`` should list :data:`EXTENSIONS`. Without ``token`` it is goim's JSON of
-    the arguments behind it, with :data:`EXTENSIONS` accepted. ``options``: see :class:`Options`.
+    or a TCP host with ``port``. An ``http://`` or ``https://`` address is not the server's but that of a
+    node list (``/goim/nodes/weighted`` unless it has a path), which is asked for before each connection: its
+    nodes are tried in their order, each at the best of its ``doors``.
+
+    ``token`` is what the server's AuthHook reads: bytes, text, a mapping (sent as JSON), or a plain or async
+    function that is called for each connection, and when the server says that a token runs out. Its
+    ``accepts`` should list :data:`EXTENSIONS`. Without ``token`` it is goim's JSON of the arguments behind
+    it, with :data:`EXTENSIONS` accepted. ``options``: see :class:`Options`.
 
     Raises :class:`ValueError` that names an argument. On entering: OSError that names the address where no
     connection can be made, :class:`~goim_core.errors.Disconnect` where the server turns it away,
@@ -263,7 +267,8 @@ def connect(
         wanted = sorted({*accepts, *EXTENSIONS})
         who = {"mid": mid, "key": key, "room_id": room_id, "platform": platform, "device": device}
         token = stock_token(**who, accepts=wanted)
-    return Client(parse(address, port), Settings(token=token, **options))
+    settings = Settings(token=token, **options)
+    return Client(where(address, port, settings), settings)
 
 
 def _bytes(body: bytes | str) -> bytes:

@@ -15,6 +15,7 @@ from goim_core.client.dialogue import Dialogue
 from goim_core.client.inbox import Inbox
 from goim_core.client.link import Link, dial
 from goim_core.client.messages import ClientState, StateChange
+from goim_core.client.nodes import Where
 from goim_core.client.settings import Settings, token_bytes
 from goim_core.client.signal import Signal
 from goim_core.client.timers import Timers
@@ -35,7 +36,7 @@ class Keeper:
     ``state`` what it is doing; ``why`` the server ended it for good, else None.
     """
 
-    def __init__(self, target: Target, settings: Settings) -> None:
+    def __init__(self, where: Where, settings: Settings) -> None:
         self.token = settings.token
         self.timers = Timers(settings.clock)
         inbox = Inbox(settings.after, every=settings.ack_every, delay=settings.ack_delay)
@@ -43,7 +44,7 @@ class Keeper:
         self.buffer = Buffer(settings.buffer)
         self.state = ClientState.CONNECTING
         self.why: Disconnect | None = None
-        self._target = target
+        self._where = where
         self._settings = settings
         self._changed = Signal()
         self._connection: Connection | None = None
@@ -187,17 +188,32 @@ class Keeper:
         return None
 
     async def _open(self) -> Link:
+        """A connection to the first that lets this client in."""
+        failure: OSError | ProtocolError | Disconnect | None = None
+        for target in await self._where.targets():
+            try:
+                return await self._open_at(target)
+            except Disconnect as why:
+                if why.code in self._settings.stop_on:
+                    raise
+                failure = why
+            except (OSError, ProtocolError) as error:
+                failure = error
+        assert failure is not None, "there is always an address to try"
+        raise failure
+
+    async def _open_at(self, target: Target) -> Link:
         settings, link = self._settings, None
         with self.timers.move_on_after(settings.connect_timeout) as scope:
             token = await token_bytes(self.token)
-            link = await dial(self._target, ssl_context=settings.ssl_context, headers=settings.headers)
+            link = await dial(target, ssl_context=settings.ssl_context, headers=settings.headers)
             try:
                 await link.open(token)
             except BaseException:
                 await link.aclose()
                 raise
         if link is None or scope.cancelled_caught:
-            raise TimeoutError(f"cannot connect to {self._target}: not within {settings.connect_timeout:g} s")
+            raise TimeoutError(f"cannot connect to {target}: not within {settings.connect_timeout:g} s")
         return link
 
     def _enter(self, change: StateChange) -> None:

@@ -17,7 +17,7 @@ from goim_core.client.wire import ClientWire, PlainWire, WebSocketWire
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import Frame, Op, encode
 
-__all__ = ["Link", "connect_once", "dial", "stock_token"]
+__all__ = ["Link", "connect_once", "dial", "reach", "stock_token"]
 
 
 class Link:
@@ -127,14 +127,18 @@ async def dial(
 ) -> Link:
     """A link to ``target`` that is not open yet. Raises OSError that names the address."""
     wire = WebSocketWire(target.authority, target.path, headers) if target.websocket else PlainWire()
-    context = (ssl_context or ssl.create_default_context()) if target.secure else None
+    return Link(await reach(target, ssl_context), wire, heartbeat)
+
+
+async def reach(target: Target, ssl_context: ssl.SSLContext | None = None) -> ByteStream:
+    """A stream to ``target``, with TLS where that is secure. Raises OSError that names the address."""
     try:
         stream: ByteStream = await anyio.connect_tcp(target.host, target.port)
-        if context is not None:
-            stream = await _secured(stream, context, target.host)
+        if target.secure:
+            stream = await _secured(stream, ssl_context or ssl.create_default_context(), target.host)
     except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
         raise OSError(f"cannot connect to {target}: {_cause(error)}") from error
-    return Link(stream, wire, heartbeat)
+    return stream
 
 
 async def _secured(stream: ByteStream, context: ssl.SSLContext, host: str) -> ByteStream:

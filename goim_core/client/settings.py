@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 from attrs import field, frozen
 
+from goim_core.client.address import DOORS
 from goim_core.client.backoff import Backoff
 from goim_core.client.messages import StateChange
 from goim_core.clock import Clock, SystemClock
@@ -51,6 +52,13 @@ def _rooms(rooms: Iterable[str]) -> tuple[str, ...]:
     if isinstance(rooms, str):
         raise ValueError(f"rooms: expected a list of room ids, got {rooms!r}")
     return tuple(rooms)
+
+
+def _doors(doors: Iterable[str]) -> tuple[str, ...]:
+    chosen = tuple(doors)
+    if isinstance(doors, str) or not set(chosen) <= set(DOORS):
+        raise ValueError(f"doors: expected a list of {', '.join(DOORS)}; got {doors!r}")
+    return chosen
 
 
 def _codes(codes: Iterable[int]) -> frozenset[int]:
@@ -97,8 +105,11 @@ class Options(TypedDict, total=False):
     """When to connect again; None for never: the first loss ends the client."""
     stop_on: Iterable[int]
     """Close codes after which it does not connect again (4001, 4004, 4009)."""
+    doors: Iterable[str]
+    """With a node list: which doors of a node to use, best first. Unless given, ``wss`` and ``tls`` where the
+    list came over https, and else ``ws`` and ``tcp`` before them."""
     ssl_context: ssl.SSLContext | None
-    """For ``tls`` and ``wss``; the system's certificates unless given."""
+    """For ``tls``, ``wss`` and ``https``; the system's certificates unless given."""
     headers: Mapping[str, str]
     """More headers for the WebSocket handshake: a Cookie, say."""
     on_state: Callable[[StateChange], object] | None
@@ -128,6 +139,7 @@ class Settings:
     close_timeout: float = field(default=2.0, validator=_seconds)
     backoff: Backoff | None = field(factory=Backoff)
     stop_on: frozenset[int] = field(default=STOP_ON, converter=_codes)
+    doors: tuple[str, ...] = field(default=(), converter=_doors)
     ssl_context: ssl.SSLContext | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     on_state: Callable[[StateChange], object] | None = None

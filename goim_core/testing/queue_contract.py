@@ -169,7 +169,10 @@ class Topic(ABC):
 
     @abstractmethod
     def frozen(self) -> AbstractAsyncContextManager[None]:
-        """A time in which the server answers nothing and keeps what it has: SIGSTOP, then SIGCONT."""
+        """A time in which the server answers nothing and keeps what it has: SIGSTOP, then SIGCONT.
+
+        A signal takes a moment: ``os.waitpid(pid, os.WUNTRACED)`` waits until it has stopped.
+        """
 
 
 @asynccontextmanager

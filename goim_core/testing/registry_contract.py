@@ -1,6 +1,6 @@
-"""What every registry does: a suite to run on one of your own.
+"""What every registry does: suites to run on one of your own.
 
-::
+A registry in the process::
 
     class TestMyRegistry(RegistryContract):
         @asynccontextmanager
@@ -8,21 +8,27 @@
             registry = MyRegistry(...)
             yield registry
             await registry.aclose()
+
+A registry on a server that several nodes share: :class:`SharedRegistryContract`.
 """
 
 from __future__ import annotations
 
 import inspect
 import random
-from contextlib import AbstractAsyncContextManager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
-from goim_core.registry import Registry
+from goim_core.registry import Online, Registry
 from goim_core.session import Session
 
-__all__ = ["RegistryContract"]
+__all__ = ["RegistryContract", "RegistryServer", "SharedRegistryContract", "at_work"]
 
 KEYS = ("a", "b", "c", "\N{SNOWMAN}")
 MIDS = (1, 2, -(2**63))
@@ -187,3 +193,179 @@ class RegistryContract:
         assert await self.mids(registry, *MIDS) == users
         for mid in MIDS:
             assert await self.mids(registry, mid) == ({mid: users[mid]} if mid in users else {})
+
+
+# A registry on a server.
+
+
+class RegistryServer(ABC):
+    """An empty real server, as a :class:`SharedRegistryContract` wants it."""
+
+    alive: float
+    """Within so many seconds a node that died is forgotten; the tests wait for it."""
+
+    @abstractmethod
+    def new_registry(self) -> Registry:
+        """A new, unstarted registry on this server, as another process would make it."""
+
+    @abstractmethod
+    async def lose_everything(self) -> None:
+        """The server has nothing any more, as after a restart without a disk."""
+
+
+@asynccontextmanager
+async def at_work(registry: Registry, node: str = "node-1") -> AsyncIterator[Registry]:
+    """``registry`` as a server of that name has it: started, run beside the block, and closed."""
+    try:
+        async with running(registry, node):
+            yield registry
+    finally:
+        with anyio.CancelScope(shield=True):
+            await registry.aclose()
+
+
+@asynccontextmanager
+async def running(registry: Registry, node: str = "node-1") -> AsyncIterator[Registry]:
+    """``registry`` started, and run beside the block; its end is that of a process that is killed."""
+    await registry.start(node)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(registry.run)
+        yield registry
+        tasks.cancel_scope.cancel()
+
+
+class SharedRegistryContract(RegistryContract):
+    """What a registry does that several nodes share. Subclass it as ``Test...``::
+
+        class TestMyRegistry(SharedRegistryContract):
+            @asynccontextmanager
+            async def server(self):
+                yield MyServer(...)
+
+    where ``MyServer`` is a :class:`RegistryServer`. The plain suite runs on it too. Where the client
+    library knows only asyncio, override the fixture ``anyio_backend`` beside the class.
+    """
+
+    def server(self) -> AbstractAsyncContextManager[RegistryServer]:
+        """An empty server."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Registry]:
+        async with self.server() as server, at_work(server.new_registry()) as registry:
+            yield registry
+
+    @asynccontextmanager
+    async def two_nodes(self) -> AsyncIterator[tuple[Registry, Registry]]:
+        """Two nodes on one server, called ``node-1`` and ``node-2``."""
+        async with (
+            self.server() as server,
+            at_work(server.new_registry(), "node-1") as one,
+            at_work(server.new_registry(), "node-2") as two,
+        ):
+            yield one, two
+
+    async def until(self, is_so: Callable[[], Awaitable[bool]], seconds: float) -> None:
+        """Ask until ``is_so``, for ``seconds`` and what a busy machine needs beyond."""
+        with anyio.fail_after(seconds + 10):
+            while not await is_so():
+                await anyio.lowlevel.checkpoint()
+
+    async def test_each_node_finds_the_connections_of_all(self) -> None:
+        async with self.two_nodes() as (one, two):
+            await _settled(one.add(_session("a", 1, "node-1")))
+            await _settled(two.add(_session("b", 1, "node-2", "web")))
+            await _settled(one.add(_session("c", 1, "node-1")))
+            for registry in (one, two):
+                assert await self.keys(registry, "a", "b", "c") == {"node-1": ["a", "c"], "node-2": ["b"]}
+                assert await self.mids(registry, 1) == {
+                    1: [("a", "node-1"), ("b", "node-2"), ("c", "node-1")]
+                }
+                platforms = [session.platform for session in await _settled(registry.mids([1]))]
+                assert platforms == ["", "web", ""]
+
+    @pytest.mark.parametrize("mid", [1, 2])
+    async def test_of_two_nodes_with_one_key_the_newer_has_it(self, mid: int) -> None:
+        async with self.two_nodes() as (one, two):
+            old, new = _session("a", 1, "node-1"), _session("a", mid, "node-2")
+            await _settled(one.add(old))
+            await _settled(two.add(new))
+            assert not await _settled(one.remove(old))
+            for registry in (one, two):
+                assert await self.keys(registry, "a") == {"node-2": ["a"]}
+                assert await self.mids(registry, 1, 2) == {mid: [("a", "node-2")]}
+            assert await _settled(two.remove(new))
+            assert await self.keys(one, "a") == {}
+
+    async def test_a_key_may_go_back_and_forth(self) -> None:
+        async with self.two_nodes() as nodes:
+            sessions = [_session("a", 1, f"node-{1 + number % 2}") for number in range(6)]
+            for number, each in enumerate(sessions):
+                await _settled(nodes[number % 2].add(each))
+            for number, each in enumerate(sessions[:-1]):
+                assert not await _settled(nodes[number % 2].remove(each))
+            assert await self.mids(nodes[0], 1) == {1: [("a", "node-2")]}
+
+    async def test_a_node_that_stops_leaves_nothing_behind(self) -> None:
+        async with self.server() as server, at_work(server.new_registry(), "node-1") as one:
+            async with at_work(server.new_registry(), "node-2") as two:
+                await _settled(two.add(_session("a", 1, "node-2")))
+                assert await self.keys(one, "a") == {"node-2": ["a"]}
+            assert await self.keys(one, "a") == {}
+            assert await self.mids(one, 1) == {}
+
+    async def test_a_node_that_dies_is_forgotten_with_its_users_and_its_counts(self) -> None:
+        async with self.server() as server, at_work(server.new_registry(), "node-1") as one:
+            dead = server.new_registry()
+            async with running(dead, "node-2"):
+                for registry, node in ((dead, "node-2"), (one, "node-1")):
+                    await _settled(registry.add(_session(f"of {node}", 1, node)))
+                await _settled(dead.report(Online({"live://1": 1}, 1, 1)))
+                assert (await _settled(one.report(Online()))).connections == 1
+
+            async def forgotten() -> bool:
+                return await self.mids(one, 1) == {1: [("of node-1", "node-1")]}
+
+            await self.until(forgotten, server.alive)
+            assert await self.keys(one, "of node-1", "of node-2") == {"node-1": ["of node-1"]}
+            assert await _settled(one.report(Online())) == Online()
+            await dead.aclose()
+
+    async def test_a_node_that_starts_again_is_not_taken_for_the_one_that_died(self) -> None:
+        async with self.server() as server, at_work(server.new_registry(), "node-1") as one:
+            dead = server.new_registry()
+            async with running(dead, "node-2"):
+                await _settled(dead.add(_session("a", 1, "node-2")))
+            async with at_work(server.new_registry(), "node-2") as two:
+                await _settled(two.add(_session("b", 1, "node-2")))
+                assert await self.mids(one, 1) == {1: [("b", "node-2")]}
+                assert await self.keys(one, "a", "b") == {"node-2": ["b"]}
+            await dead.aclose()
+
+    async def test_each_node_is_told_the_sum_of_the_others(self) -> None:
+        async with self.two_nodes() as (one, two):
+            assert await _settled(one.report(Online({"live://1": 2, "live://2": 1}, 3, 2))) == Online()
+            elsewhere = await _settled(two.report(Online({"live://1": 5}, 6, 6)))
+            assert elsewhere == Online({"live://1": 2, "live://2": 1}, 3, 2)
+            assert await _settled(one.report(Online({"live://1": 2}, 2, 2))) == Online({"live://1": 5}, 6, 6)
+            assert await _settled(two.report(Online())) == Online({"live://1": 2}, 2, 2)
+
+    async def test_a_server_that_lost_everything_is_told_again(self) -> None:
+        async with self.server() as server, at_work(server.new_registry()) as registry:
+            sessions = [_session(key, mid) for key, mid in (("c", 1), ("a", 1), ("b", 2))]
+            for each in sessions:
+                await _settled(registry.add(each))
+            await _settled(registry.remove(sessions[2]))
+            await server.lose_everything()
+
+            async def back() -> bool:
+                return await self.mids(registry, 1, 2) == {1: [("c", "node-1"), ("a", "node-1")]}
+
+            await self.until(back, server.alive)
+            assert await self.keys(registry, "a", "b", "c") == {"node-1": ["a", "c"]}
+            assert await _settled(registry.remove(sessions[0]))
+            assert not await _settled(registry.remove(sessions[2]))
+
+    async def test_a_registry_that_never_started_can_be_closed(self) -> None:
+        async with self.server() as server:
+            await server.new_registry().aclose()

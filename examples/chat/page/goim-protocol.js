@@ -151,26 +151,28 @@ export function backoffDelay(attempt, backoff = DEFAULT_BACKOFF, random = Math.r
 }
 
 /**
- * What an answer of `/goim/nodes/weighted` means to a client.
+ * What an answer of `/goim/nodes/weighted` means to a client: the addresses to try, in their order.
+ * goim tells hosts, and one port for all of them; goim_core tells the addresses of each node as `urls` beside them.
  * @param {any} data the answer's `data`
  * @param {URL} from where the answer came from: its host is the last resort
  * @param {{ secure?: boolean, path?: string }} [options]
  * @returns {{ urls: string[], heartbeat: number, backoff: Partial<Backoff> }} heartbeat in seconds, 0 if not told
  */
 export function readNodes(data, from, { secure = from.protocol === "https:", path = "/sub" } = {}) {
+  const told = (data.urls ?? []).map(({ ws, wss }) => (secure ? wss : ws ?? wss)).filter(Boolean);
   const port = secure ? data.wss_port : data.ws_port;
   const hosts = new Set([...(data.nodes ?? []), data.domain, from.hostname].filter(Boolean));
-  const urls = [...hosts].map((host) => {
+  const guessed = [...hosts].map((host) => {
     const name = host.includes(":") && !host.startsWith("[") ? `[${host}]` : host; // bare IPv6
     return `${secure ? "wss" : "ws"}://${name}${port ? `:${port}` : ""}${path}`;
   });
   const heartbeat = Number(data.heartbeat) || 0;
   const { base_delay, factor, max_delay, jitter } = data.backoff ?? {};
-  const told = Object.entries({ baseDelay: base_delay, factor, maxDelay: max_delay, jitter });
+  const delays = Object.entries({ baseDelay: base_delay, factor, maxDelay: max_delay, jitter });
   return {
-    urls,
+    urls: told.length ? [...new Set(told)] : guessed,
     heartbeat: heartbeat > 1e6 ? heartbeat / 1e9 : heartbeat, // Go prints a duration in nanoseconds
-    backoff: Object.fromEntries(told.filter(([, value]) => typeof value === "number")),
+    backoff: Object.fromEntries(delays.filter(([, value]) => typeof value === "number")),
   };
 }
 
