@@ -72,6 +72,9 @@ class Port(Protocol):
 class Feed(Protocol):
     """The way to a connection for what is stored: see inbox.py."""
 
+    saved: int
+    """The number that the storage knows of, of a client that does not acknowledge."""
+
     def push(self, seq: int, op: int, packet: Packet) -> None:
         """A message to the user has been published; ``seq`` its number in the inbox, 0 for none."""
 

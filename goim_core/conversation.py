@@ -158,7 +158,11 @@ class Conversation(Connection):
             channel.reply(self.wire.encode(edge.operations.heartbeat(channel, frame)))
             if edge.logic.beats:
                 written = channel.inbox.beat() if channel.inbox is not None else 0
-                self._begin(edge.logic.heartbeat(channel.session, written), _ignore, self._end)
+                self._begin(
+                    edge.logic.heartbeat(channel.session, written),
+                    functools.partial(self._beaten, written),
+                    self._end,
+                )
         elif edge.options.rate and not self._within_rate():
             self._refuse(frame, Refused(f"at most {edge.options.rate:g} frames a second", ErrorCode.TOO_MANY))
         else:
@@ -167,6 +171,10 @@ class Conversation(Connection):
                 functools.partial(self._answered, frame.op),
                 functools.partial(self._refuse, frame),
             )
+
+    def _beaten(self, written: int, _: None) -> None:
+        if written and self.channel.inbox is not None:
+            self.channel.inbox.saved = written
 
     def _within_rate(self) -> bool:
         """Take one from the token bucket, which is kept as the time at which it would be full again."""

@@ -131,10 +131,7 @@ class Inbox:
         if Op.ACK in self.channel.session.accepts or self.sent < 0:
             return 0
         seq = self.sent if self.channel.outbox is None else self.before
-        if seq <= self.saved:
-            return 0
-        self.saved = seq
-        return seq
+        return seq if seq > self.saved else 0
 
     def _begin(self, flow: Flow[T], done: Callable[[T], None]) -> None:
         self.exchanges.begin(flow, done, self._failed)

@@ -236,13 +236,14 @@ class KafkaQueue(Queue):
             try:
                 if self._consumer is None:
                     await self._go_on()
-                while not self._connection.text:
+                while not (self._connection.text or self._to_assign):
                     await self._read_some()
                     self._reading.end()
             except FAILURES as error:
                 self._reading.begin(said(error))
                 await anyio.sleep(RETRY_AFTER)
-            # A new one begins where we are. The old one would try to reach the broker without a pause.
+            # The next one begins where we are. This one would try to reach the broker without a pause, and
+            # does not always survive that something else is assigned to it.
             await self._drop_consumer()
             while self._connection.text:
                 await self._change()
@@ -250,8 +251,6 @@ class KafkaQueue(Queue):
     async def _read_some(self) -> None:
         while len(self._arrived) >= self._prefetch or self._arrived_bytes >= BUFFER_BYTES:
             await self._change()
-        if self._to_assign:
-            self._assign()
         room = self._prefetch - len(self._arrived)
         found = await self._consumer.getmany(timeout_ms=WAIT_MS, max_records=room)
         if self._to_assign:
