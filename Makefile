@@ -1,6 +1,6 @@
-# make setup | demo | test | lint | bench: all in .venv, which the first of them makes.
+# make setup | demo | cluster | test | lint | bench: all in .venv, which the first of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo cluster test test-all lint bench clean
 
 # The first that is there, works (a version manager's stand-in may not) and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -10,10 +10,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 RUNTIME := $(VENV)/.runtime
+CLUSTER := $(VENV)/.cluster
 DEVELOPMENT := $(VENV)/.development
 
 help:
 	@echo "make demo      run the example chat and say where to open it (HOST=0.0.0.0 for a phone)"
+	@echo "make cluster   run three nodes of it, with NATS (ARGS=--kafka: Kafka's protocol) and Valkey"
 	@echo "make test      run every test"
 	@echo "make test-all  the same with each Python of PYTHONS that is here"
 	@echo "make lint      ruff and mypy"
@@ -28,14 +30,21 @@ $(RUNTIME): $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+$(CLUSTER): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster]'
+	@touch $@ $(RUNTIME)
+
 $(DEVELOPMENT): $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@ $(RUNTIME)
+	@touch $@ $(RUNTIME) $(CLUSTER)
 
 setup: $(DEVELOPMENT)
 
 demo: $(RUNTIME)
 	$(BIN)/python -m examples.chat.app --host $(HOST) $(ARGS)
+
+cluster: $(CLUSTER)
+	$(BIN)/python -m examples.cluster $(ARGS)
 
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest $(ARGS)

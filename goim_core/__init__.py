@@ -5,6 +5,7 @@ Create a :class:`Server` with an :class:`AuthHook` and the addresses to listen o
 """
 
 from goim_core.auth import OpenAuth, SignedTokenAuth, sign_token
+from goim_core.discovery import Discovery, Node, StaticDiscovery
 from goim_core.errors import (
     BackboneError,
     CloseCode,
@@ -34,10 +35,11 @@ from goim_core.storage import StorageHook, Stored, StorePolicy
 from goim_core.token_auth import TokenAuth
 
 __all__ = [
-    "AuthHook", "AuthRequest", "BackboneError", "CloseCode", "ConfigurationError", "Disconnect", "ErrorCode",
-    "Frame", "GoimError", "HookError", "LoginPolicy", "MemoryQueue", "MemoryRegistry", "MemoryStorage",
-    "MessageHook", "Op", "OpenAuth", "Options", "OutboxPolicy", "ProtocolError", "PushMsg", "PushType",
-    "Pusher", "Queue", "QueueFull", "Refused", "Registry", "Request", "Response", "RoomHook", "Server",
-    "ServerStopped", "Session", "SessionHook", "SignedTokenAuth", "Stats", "StorageError", "StorageHook",
-    "StorePolicy", "Stored", "TokenAuth", "pages", "sign_token",
+    "AuthHook", "AuthRequest", "BackboneError", "CloseCode", "ConfigurationError", "Disconnect",
+    "Discovery", "ErrorCode", "Frame", "GoimError", "HookError", "LoginPolicy", "MemoryQueue",
+    "MemoryRegistry", "MemoryStorage", "MessageHook", "Node", "Op", "OpenAuth", "Options",
+    "OutboxPolicy", "ProtocolError", "PushMsg", "PushType", "Pusher", "Queue", "QueueFull", "Refused",
+    "Registry", "Request", "Response", "RoomHook", "Server", "ServerStopped", "Session", "SessionHook",
+    "SignedTokenAuth", "StaticDiscovery", "Stats", "StorageError", "StorageHook", "StorePolicy",
+    "Stored", "TokenAuth", "pages", "sign_token",
 ]  # fmt: skip

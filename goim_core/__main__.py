@@ -92,6 +92,10 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--private-key", metavar="FILE.pem", help="its key, where that is another file")
     serve.add_argument("--host", help="the name at which clients are told to find this server")
     serve.add_argument("--name", help="this node's name")
+    for place, what in (("region", "REGION"), ("zone", "ZONE"), ("weight", "WEIGHT")):
+        serve.add_argument(
+            f"--{place}", help=f"of this node, for --discovery (default: {what} of the environment)"
+        )
     serve.add_argument("--log", metavar="LEVEL", help="the log level (default: warning)")
     tables = "the same settings, and [options], [signed], [jwt]"
     serve.add_argument("--config", metavar="FILE.toml", type=Path, help=tables)

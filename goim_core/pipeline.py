@@ -17,6 +17,7 @@ from goim_core.clock import Deadlines
 from goim_core.comet import Comet
 from goim_core.connection import Connection, Edge, Stage
 from goim_core.conversation import Conversation
+from goim_core.discovery import Discovery
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.flow import Exchanges
 from goim_core.http_door import HTTPDoor
@@ -46,6 +47,7 @@ class Pipeline:
     logic: Logic
     queue: Queue
     registry: Registry
+    discovery: Discovery
     http: HTTPDoor
     deadlines: Deadlines
     options: Options
@@ -80,6 +82,7 @@ class Pipeline:
                 self._tasks.start_soon(reactor.run)
                 self._tasks.start_soon(self.queue.run)
                 self._tasks.start_soon(self.registry.run)
+                self._tasks.start_soon(self.discovery.run)
                 self._tasks.start_soon(Census(self.comet, self.registry, deadlines.clock, options.census).run)
                 self._tasks.start_soon(Job(self.queue, self.comet, deadlines.clock, options).run)
                 task_status.started()
@@ -110,11 +113,14 @@ class Pipeline:
 
     async def stop(self) -> None:
         """Let no one in any more, send what was accepted, tell the clients, wait for hooks, and close."""
+        # Before the doors close, so that nobody is sent to a closed one.
+        with self.deadlines.move_on_after(self.options.drain / 8):
+            await self.discovery.cancel()
         for listeners in self.listeners.values():
             for listener in listeners:
                 listener.close()
-        # Half of the time for the pushes: one that goes out slowly must not keep clients from being told.
-        with self.deadlines.move_on_after(self.options.drain / 2):
+        # Part of the time for the pushes: one that goes out slowly must not keep clients from being told.
+        with self.deadlines.move_on_after(self.options.drain * 3 / 8):
             await self.queue.drain()
         with self.deadlines.move_on_after(self.options.drain * 3 / 8):
             self.edge.empty = anyio.Event()

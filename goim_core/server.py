@@ -13,11 +13,13 @@ from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
+from attrs import evolve
 
 from goim_core import nodes
 from goim_core.channel import Counters
 from goim_core.clock import Clock, Deadlines, SystemClock
 from goim_core.comet import Comet
+from goim_core.discovery import Discovery, Node, StaticDiscovery
 from goim_core.doors import bind_doors, checked_doors
 from goim_core.errors import ConfigurationError, Disconnect, ServerStopped
 from goim_core.hooks import AuthHook, Hook, MessageHook, RoomHook, SessionHook
@@ -35,6 +37,7 @@ from goim_core.registry import MemoryRegistry, Registry
 from goim_core.session import Session
 from goim_core.stats import Stats, read_stats
 from goim_core.storage import StorageHook
+from goim_core.weigher import Weigher
 
 __all__ = ["Server", "Stats"]
 
@@ -52,7 +55,8 @@ class Server:
     need ``ssl_context``. ``http`` is the push API, on loopback unless its address names a host; ``routes``
     adds the application's own pages to it. ``queue`` and ``registry`` are in memory unless given, ``reactor``
     and ``clock`` the system's. ``name`` is this node's, unique in a cluster; ``host`` the name or address at
-    which clients are told to find it.
+    which clients are told to find it. ``discovery`` knows the other nodes, and needs ``host``; the others
+    know this one by ``region``, ``zone`` and ``weight``, which share of the clients it is to get.
 
     It runs inside the program's event loop, asyncio or trio, and runs once. Leaving the block stops it:
     it lets no one in any more, sends what was accepted, tells its clients, waits for hooks, and closes,
@@ -82,14 +86,22 @@ class Server:
         options: Options | None = None,
         queue: Queue | None = None,
         registry: Registry | None = None,
+        discovery: Discovery | None = None,
         reactor: Callable[[], Reactor] = new_reactor,
         clock: Clock | None = None,
         name: str = "",
         host: str = "",
+        region: str = "",
+        zone: str = "",
+        weight: int = 10,
     ) -> None:
         self.options = options = Options() if options is None else options
         self.name = name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
-        self._host = host
+        if discovery is not None and not host:
+            raise ConfigurationError("host: missing: discovery tells clients to connect there")
+        self._node = Node(self.name, host=host, region=region, zone=zone, weight=weight)
+        self._discovery = StaticDiscovery(()) if discovery is None else discovery
+        self._weigher = Weigher()
         self._doors = checked_doors(ssl_context, tcp=tcp, tls=tls, ws=ws, wss=wss, http=http)
         self._deadlines = self._new_deadlines(SystemClock() if clock is None else clock)
         self._counters = Counters()
@@ -120,6 +132,7 @@ class Server:
             logic=self._logic,
             queue=self._queue,
             registry=self._registry,
+            discovery=self._discovery,
             http=HTTPDoor({**PushAPI(self).routes, **(routes or {})}, max_body=options.http_max_body),
             deadlines=self._deadlines,
             options=options,
@@ -157,6 +170,9 @@ class Server:
                 for part in (self._registry, self._queue):
                     opened.push_async_callback(part.aclose)
                     await part.start(self.name)
+                self._node = evolve(self._node, addrs=nodes.listening(sockets, self._node.host))
+                opened.push_async_callback(self._discovery.aclose)
+                await self._discovery.start(self.node)
                 self._opened = opened.pop_all()
         except BaseException:
             for _, sock in sockets:
@@ -288,13 +304,34 @@ class Server:
 
     def stats(self) -> Stats:
         """The server's figures now."""
-        return read_stats(self._counters, self._comet, self._queue, self._registry)
+        return read_stats(self._counters, self._comet, self._queue, self._registry, self._discovery)
+
+    # Nodes.
+
+    def node(self) -> Node:
+        """This node as it is now, which is what the others are told."""
+        return evolve(self._node, connections=len(self._comet.buckets), addresses=len(self._comet.addresses))
+
+    async def drain(self, draining: bool = True) -> None:
+        """Get no more clients from node lists, and keep those that are here; or get some again.
+
+        Raises :class:`~goim_core.errors.BackboneError` when the other nodes could not be told now: they
+        will be, as soon as they can.
+        """
+        self._node = evolve(self._node, draining=draining)
+        await self._discovery.update()
+
+    def region_of(self, address: str) -> str:
+        """The region of a client at the IP ``address``: this node's, unless a subclass knows better."""
+        return self._node.region
 
     def nodes_weighted(self, platform: str, address: str) -> dict[str, Any]:
-        """Where clients shall connect: see :func:`goim_core.nodes.weighted`."""
-        return nodes.weighted(self._host, self.addresses, self.options, platform)
+        """Where a client shall connect: see :func:`goim_core.nodes.weighted`."""
+        own = self.node()
+        self._weigher.update(self._discovery.nodes() or (own,), self.clock.now())
+        ranked = self._weigher.choose(self.region_of(address)) or [own]
+        return nodes.weighted(ranked, own, self.options, platform)
 
     def nodes_instances(self) -> list[dict[str, Any]]:
-        """The nodes there are: see :func:`goim_core.nodes.instances`."""
-        ips, connections = self.online_total()
-        return nodes.instances(self.name, self._host, self.addresses, ips, connections)
+        """The nodes there are, drained ones too: see :func:`goim_core.nodes.instances`."""
+        return nodes.instances(self._discovery.nodes() or (self.node(),))

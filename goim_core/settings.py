@@ -42,7 +42,9 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 DOORS = ("tcp", "tls", "ws", "wss", "http")
 DEFAULT_DOORS = {"tcp": ":3101", "ws": ":3102", "http": "127.0.0.1:3111"}
 """goim's ports."""
-SETTINGS = (*DOORS, *PARTS, "backend", "certificate", "private_key", "host", "name", "log")
+PLACE = ("region", "zone", "weight")
+"""What other nodes and clients choose this one by: goim's REGION, ZONE and WEIGHT unless given."""
+SETTINGS = (*DOORS, *PARTS, "backend", "certificate", "private_key", "host", "name", "log", *PLACE)
 SIGNED = ("secret_file", "cookie", "origins")
 JWT = (
     "key_file", "jwks", "algorithms", "audience", "issuer", "leeway", "mid_claim", "claims", "require",
@@ -65,6 +67,9 @@ def settings_of(call: argparse.Namespace) -> dict[str, Any]:
         settings["signed"] = {**settings.get("signed", {}), "secret_file": call.secret_file}
     if not any(settings.get(door) for door in DOORS):
         settings |= DEFAULT_DOORS
+    if settings.get("discovery"):
+        named = {name: os.environ.get(name.upper()) for name in PLACE}
+        settings = {name: value for name, value in named.items() if value} | settings
     return settings
 
 
@@ -84,7 +89,7 @@ def read_config(config: Path) -> dict[str, Any]:
             tables = ", ".join(f"[{table}]" for table in TABLES)
             raise ConfigurationError(f"{config}: {name}: expected one of {', '.join(SETTINGS)}, {tables}")
         texts = value if name in DOORS and isinstance(value, list) else [value]
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, int if name == "weight" else str) for text in texts):
             raise ConfigurationError(f"{config}: {name}: expected text, got {value!r}")
     return settings
 
@@ -121,6 +126,8 @@ def server_of(settings: dict[str, Any]) -> Server:
             f"auth: missing: expected {CHOICES['auth']}. 'open' believes any token, for development; "
             "'signed' takes those of goim-core token"
         )
+    if isinstance(settings.get("weight"), str):
+        settings["weight"] = _weight(settings["weight"])
     parts = {name: _part(name, choice, tables) for name, choice in chosen.items() if choice is not None}
     return Server(
         **parts,
@@ -128,6 +135,12 @@ def server_of(settings: dict[str, Any]) -> Server:
         options=options_of(tables["options"]),
         **settings,
     )
+
+
+def _weight(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigurationError(f"weight: expected a number, got {text!r:.80}")
+    return int(text)
 
 
 def options_of(given: Any) -> Options:

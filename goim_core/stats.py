@@ -8,6 +8,7 @@ from attrs import frozen
 
 from goim_core.channel import Counters
 from goim_core.comet import Comet
+from goim_core.discovery import Discovery
 from goim_core.queue import Queue
 from goim_core.registry import Registry
 
@@ -21,7 +22,7 @@ class Stats:
     ``connections`` are all open sockets of clients, ``users`` those that are authenticated; ``opened`` and
     ``deliveries`` count since the start, as do ``drops`` (messages by reason) and ``closes`` (connections
     by close code); ``pending`` is how many pushes are accepted and not yet sent;
-    ``troubles`` what is wrong at the moment with the queue or the registry that nodes share.
+    ``troubles`` what is wrong at the moment with the queue, the registry or the discovery that nodes share.
     """
 
     connections: int
@@ -36,8 +37,15 @@ class Stats:
     troubles: Mapping[str, str]
 
 
-def read_stats(counters: Counters, comet: Comet, queue: Queue, registry: Registry) -> Stats:
+def read_stats(
+    counters: Counters, comet: Comet, queue: Queue, registry: Registry, discovery: Discovery
+) -> Stats:
     """The figures now."""
+    shared: dict[str, Queue | Registry | Discovery] = {
+        "queue": queue,
+        "registry": registry,
+        "discovery": discovery,
+    }
     return Stats(
         connections=counters.opened - counters.closed,
         users=len(comet.buckets),
@@ -48,7 +56,5 @@ def read_stats(counters: Counters, comet: Comet, queue: Queue, registry: Registr
         pending=queue.pending,
         drops=dict(counters.drops),
         closes=dict(counters.closes),
-        troubles={
-            name: part.trouble for name, part in (("queue", queue), ("registry", registry)) if part.trouble
-        },
+        troubles={name: part.trouble for name, part in shared.items() if part.trouble},
     )

@@ -164,6 +164,20 @@ async def test_a_server_that_is_away_and_comes_back(caplog: pytest.LogCaptureFix
         assert len([record for record in caplog.records if "works again" in record.message]) == 2
 
 
+async def test_a_silent_node_is_left_out_though_the_server_keeps_it() -> None:
+    async with fake_discovery() as ([fake], _):
+        discovery = BilibiliDiscovery(fake.url, env="dev", clock=Hurried())
+        async with joined(discovery, NODE) as member:
+            fake._register({**fake.asked("register")[0], "hostname": ["n2"]})
+            app = fake.known.apps["dev", "goim.comet"]
+            for seconds, names in ((89, ["n1", "n2"]), (91, ["n1"]), (0, ["n1", "n2"])):
+                sign = app["sh001/n1"]["latest_timestamp"] - seconds * 10**9
+                app["sh001/n2"].update(renew_timestamp=sign - 1, latest_timestamp=sign)
+                told = len(fake.asked("polls"))
+                await until(lambda told=told: len(fake.asked("polls")) > told + 1)  # type: ignore[misc]
+                await until(lambda names=names: member.names == names)  # type: ignore[misc]
+
+
 async def test_the_next_server_is_asked_at_once() -> None:
     async with one(servers=2) as (member, [first, second], clock, _):
         await until(lambda: first.asked("polls"))

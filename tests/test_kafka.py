@@ -57,11 +57,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("COMMIT_EVERY", "LOOK_EVERY", "RETRY_AFTER"):
         monkeypatch.setattr(kafka, name, 0.02)
     monkeypatch.setattr(kafka_connect, "RETRY_MS", 20)
-    logging.getLogger("aiokafka").setLevel(os.environ.get("LV","CRITICAL"))
+    log = logging.getLogger("aiokafka")
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
@@ -326,6 +329,19 @@ async def test_only_what_was_acknowledged_is_committed(broker: KafkaServer, topi
     assert await committed(broker, topic, "job") is None
 
 
+async def test_a_node_that_was_killed_goes_on_at_once(broker: KafkaServer, topic: str) -> None:
+    """The broker may believe for a long time that the first is there: it is not asked."""
+    async with node(KafkaQueue(broker.address, topic=topic)) as killed:
+        for number in range(3):
+            await killed.publish(room(b"%d" % number))
+        assert await received(killed, 1) == [b"0"]
+        while await committed(broker, topic, "node") != 1:
+            await anyio.lowlevel.checkpoint()
+        await killed.receive()
+        async with node(KafkaQueue(broker.address, topic=topic)) as queue:
+            assert await received(queue, 2) == [b"1", b"2"]
+
+
 async def test_what_is_too_old_is_passed_over_and_counted(broker: KafkaServer, topic: str) -> None:
     long_ago = int((time.time() - 100) * 1000)
     async with node(KafkaQueue(broker.address, topic=topic, retention=50)) as queue:
@@ -545,7 +561,8 @@ async def test_a_topic_that_is_neither_there_nor_made_is_said(broker: KafkaServe
 async def test_a_broker_that_is_killed_and_started_again(
     own_broker: KafkaServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It forgot everything, the topic too: the node makes it anew and goes on by itself."""
+    """It forgot everything, the topic too: the nodes begin with the new one by themselves."""
+    caplog.set_level(logging.INFO, "goim_core")
     async with (
         node(KafkaQueue(own_broker.address, timeout=0.5), "one") as one,
         node(KafkaQueue(own_broker.address, timeout=0.5), "two") as two,
@@ -566,10 +583,11 @@ async def test_a_broker_that_is_killed_and_started_again(
         await published(one, b"after")
         await one.publish(room(b"more"))
         for queue in (one, two):
-            assert (await received(queue, 2))[-1] in (b"after", b"more")
+            while await received(queue, 1) != [b"more"]:
+                pass  # "lost" may have come after all
         await well(one)
     said = [each.message for each in caplog.records if each.name.startswith("goim_core")]
-    assert sum("connection: KafkaConnectionError" in line for line in said) == 2
+    assert sum("connection: no broker answers" in line for line in said) == 2
     assert sum("connection: works again" in line for line in said) == 2
 
 
@@ -577,10 +595,16 @@ async def test_a_line_that_breaks_loses_nothing_and_mixes_nothing_up(broker: Kaf
     async with lined(broker) as (_, line):
         one, two = (KafkaQueue(line.address, timeout=0.3) for _ in range(2))
         async with node(one, "one"), node(two, "two"), anyio.create_task_group() as tasks:
+            last: list[int] = []
+            disturbed = anyio.Event()
 
             async def publish() -> None:
-                for number in range(60):
+                number = 0
+                while not disturbed.is_set():
                     await published(one, b"%d" % number)
+                    number += 1
+                last.append(number)
+                await published(one, b"%d" % number)
 
             async def disturb() -> None:
                 for _ in range(2):
@@ -590,16 +614,17 @@ async def test_a_line_that_breaks_loses_nothing_and_mixes_nothing_up(broker: Kaf
                     await ill(one, two)
                     await line.mend()
                     await well(two)
+                disturbed.set()
 
             tasks.start_soon(publish)
             await received(one, 1)
             tasks.start_soon(disturb)
             for queue, numbers in ((one, [0]), (two, [])):
-                while not numbers or numbers[-1] != 59:
+                while not (numbers and last and numbers[-1] == last[0]):
                     numbers.append(int((await received(queue, 1))[0]))
                 # What may have been lost was published again, and may so be there twice.
                 assert numbers == sorted(numbers)
-                assert set(numbers) == set(range(60))
+                assert set(numbers) == set(range(last[0] + 1))
             while one.pending or two.pending:
                 await received(one if one.pending else two, 1)
             await well(one)
@@ -629,35 +654,35 @@ async def test_a_push_that_the_broker_refuses(broker: KafkaServer, code: int, na
                 pass
 
 
-def refuse_with(code: int) -> Any:
+def refuse_with(code: int, offset: int = 2**64 - 1) -> Any:
     def refuse(api: int, answer: bytearray) -> None:
         if api == 0:  # Produce: count of topics, the name, count of partitions, number, error, offset
             at = 4 + 2 + int.from_bytes(answer[4:6]) + 4 + 4
-            answer[at : at + 10] = code.to_bytes(2) + (2**64 - 1).to_bytes(8)
+            answer[at : at + 10] = code.to_bytes(2) + offset.to_bytes(8)
 
     return refuse
 
 
 async def test_a_producer_that_lost_count_is_replaced(broker: KafkaServer) -> None:
-    """tansu numbers no producers, so the line does; and says once that a number is missing."""
+    """tansu numbers no producers, so the line says that it does, and once that a number is missing."""
     async with lined(broker) as (_, line):
 
         def number(api: int, answer: bytearray) -> None:
             if api == 22:  # InitProducerId: throttle time, error, id, epoch
                 answer[4:16] = (0).to_bytes(2) + (7).to_bytes(8) + (0).to_bytes(2)
-            if api == 0 and lost_count:
-                refuse_with(lost_count.pop())(api, answer)
+            refuse_with(codes.pop() if api == 0 and codes else 0, 7)(api, answer)
 
-        lost_count: list[int] = []
+        codes: list[int] = []
         line.answer = number
         async with node(KafkaQueue(line.address, timeout=0.5)) as queue:
             assert queue._kafka.idempotent
             producer = queue._outgoing._producer
-            lost_count.append(45)
+            codes.append(45)
             with pytest.raises(BackboneError, match="OutOfOrderSequenceNumber"):
                 await queue.publish(room(b"refused"))
-            await published(queue, b"taken")
-            assert queue._outgoing._producer is not producer
+            while queue._outgoing._producer is producer:
+                await queue._change()
+            await queue.publish(room(b"taken"))
 
 
 async def test_a_body_that_is_too_large_is_refused_alone(broker: KafkaServer, topic: str) -> None:

@@ -28,8 +28,8 @@ LAYERS = [
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
     {"comet", "flow", "tls", "reactor", "storage", "token_auth"},
     {"bucket", "presence"},
-    {"channel", "websocket", "poller"},
-    {"queue", "registry", "wire", "handshake", "room", "hooks", "nodes", "discovery"},
+    {"channel", "websocket", "poller", "nodes"},
+    {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery"},
     {"session", "options", "clock"},
     {"protocol"},
     {"errors"},
@@ -39,7 +39,7 @@ LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in mo
 SYNC = {
     "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "handshake", "inbox",
     "listener", "logic", "nodes", "operations", "options", "poller", "presence", "protocol", "room", "session",
-    "stats", "tls", "websocket", "wire",
+    "stats", "tls", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
 
@@ -110,14 +110,19 @@ def test_the_core_keeps_to_its_five_dependencies() -> None:
 def test_what_is_imported_first_needs_no_extra() -> None:
     check = "import sys, goim_core, goim_core.__main__; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert not {"trio", "uvloop", "psycopg", "jwt", "pytest", "sqlite3"} & set(loaded.stdout.split())
+    assert not {"trio", "uvloop", "psycopg", "jwt", "httpx", "redis", "pytest", "sqlite3"} & set(
+        loaded.stdout.split()
+    )
 
 
 def test_each_protocol_library_has_its_place() -> None:
     users = {
         library: {module for module in MODULES if library in outer(module)} for library in ("wsproto", "h11")
     }
-    assert users == {"wsproto": {"websocket", "handshake", "client.wire", "testing.wire"}, "h11": {"http_door", "client.nodes"}}
+    assert users == {
+        "wsproto": {"websocket", "handshake", "client.wire", "testing.wire"},
+        "h11": {"http_door", "client.nodes"},
+    }
 
 
 def broad(handler: ast.ExceptHandler) -> bool:

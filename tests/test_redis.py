@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -103,11 +103,11 @@ async def renewed(raw: Redis, *names: str) -> None:
     await until(lambda: all(raw.pexpiretime(name) > end for name, end in ends.items()))
 
 
-async def found(registry: Registry, mid: int = 7) -> list[tuple[str, str]]:
+async def found(registry: RedisRegistry, mid: int = 7) -> list[tuple[str, str]]:
     return [(each.key, each.server) for each in await registry.mids([mid])]
 
 
-async def asked_until(registry: Registry, expected: list[tuple[str, str]], mid: int = 7) -> None:
+async def asked_until(registry: RedisRegistry, expected: list[tuple[str, str]], mid: int = 7) -> None:
     """Ask for the user's connections, whatever happens meanwhile, until they are these."""
     with anyio.fail_after(20):
         while True:
@@ -129,7 +129,7 @@ async def test_routes_are_written_as_goim_writes_them(url: str, raw: Redis) -> N
         assert raw.get("key_\N{SNOWMAN}") == b"comet-1"
         for key in ("mid_7", "key_a-1", "goim_registry:key:a-1"):
             assert 1790 < raw.ttl(key) <= 1800
-    names = {key.decode() for key in raw.keys("*")}
+    names = {str(key, "utf-8") for key in cast("list[bytes]", raw.keys("*"))}
     assert {name for name in names if not name.startswith("goim_registry:")} == set()
 
 
@@ -286,8 +286,27 @@ async def test_after_all_was_lost_the_newer_of_two_with_one_key_has_it(
         await asked_until(one, [("a", "node-2")])
 
 
+async def test_a_node_that_nobody_told_finds_out_when_it_renews(url: str, raw: Redis) -> None:
+    async with (
+        at_work(RedisRegistry(url, expire=1, alive=0.3), "node-1") as one,
+        at_work(RedisRegistry(url, expire=1, alive=0.3), "node-2") as two,
+    ):
+        told: list[Session] = []
+        one.on_replaced = told.append
+        two.on_replaced = told.append
+        first, second = session("a", 7, "node-1"), session("a", 7, "node-2")
+        await one.add(first)
+        boot, one._boot = one._boot, "0"  # so that it hears of nothing
+        await two.add(second)
+        raw.delete(f"goim_registry:replaced:{boot}")
+        one._boot = boot
+        await until(lambda: told)
+        assert told == [first]
+        assert await found(one) == [("a", "node-2")]
+
+
 async def test_a_name_that_two_nodes_have_is_trouble_for_the_older(
-    url: str, caplog: pytest.LogCaptureFixture
+    url: str, raw: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with at_work(RedisRegistry(url, alive=0.3), "node-1") as one:
         await one.add(session("a"))
@@ -296,7 +315,10 @@ async def test_a_name_that_two_nodes_have_is_trouble_for_the_older(
             assert await found(two) == [("b", "node-1")]
             await until(lambda: one.trouble)
             assert "another process has started as node 'node-1'" in one.trouble
-            assert not two.trouble
+            for _ in range(3):
+                await renewed(raw, "goim_registry:node:node-1")
+                assert raw.hget("goim_registry:node:node-1", "boot") == two._boot.encode()
+                assert not two.trouble
         await until(lambda: not one.trouble)
         await asked_until(one, [("a", "node-1")])
     assert [record.levelname for record in caplog.records].count("ERROR") == 1
@@ -334,9 +356,11 @@ def pretender(answer: bytes) -> Iterator[int]:
                 peer.close()
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1", "http://127.0.0.1", "redis://:secret@h:port", None, 7])
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1", "http://127.0.0.1", "redis://:secret@h:port", "redis://h?protocol=3", None, 7]
+)
 def test_a_url_that_is_none_is_refused_and_not_shown(url: Any) -> None:
-    with pytest.raises(ConfigurationError, match="^url: expected redis://HOST:PORT") as caught:
+    with pytest.raises(ConfigurationError, match="^url: expected") as caught:
         RedisRegistry(url)
     assert "secret" not in str(caught.value)
 
@@ -436,6 +460,25 @@ async def test_many_users_are_asked_for_in_pages(url: str) -> None:
         assert [each.mid for each in await registry.mids(range(3 * PAGE))] == list(range(3 * PAGE))
         routes = await registry.keys(each.key for each in sessions)
         assert sorted(routes["node-1"]) == sorted(each.key for each in sessions)
+
+
+async def test_a_user_with_many_connections_has_them_in_order(url: str) -> None:
+    """So many that Redis does not keep them in the order of their coming."""
+    keys = [f"key-{number}" for number in range(300)]
+    async with at_work(RedisRegistry(url)) as registry:
+        for key in keys:
+            await registry.add(session(key))
+        assert [key for key, _ in await found(registry)] == keys
+
+
+async def test_routes_that_were_lost_are_back_with_the_connection(url: str, raw: Redis) -> None:
+    """As after a restart with what Redis had on its disk a second before."""
+    async with at_work(RedisRegistry(url, alive=0.6)) as registry:
+        await registry.add(session("a"))
+        await registry.add(session("b"))
+        raw.delete("key_a", "mid_7", "goim_registry:key:a")
+        raw.client_kill_filter(_type="normal", skipme=True)
+        await asked_until(registry, [("a", "node-1"), ("b", "node-1")])
 
 
 async def test_a_server_without_memory_refuses_new_routes_and_keeps_the_others(

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -90,10 +90,20 @@ def raw(redis_server: RedisServer, url: str) -> Iterator[Redis]:
         yield client
 
 
+@asynccontextmanager
+async def at_work(queue: RedisQueue, node: str = "node") -> AsyncIterator[RedisQueue]:
+    async with working(queue, node):
+        yield queue
+
+
 async def until(is_so: Callable[[], Any], seconds: float = 10) -> None:
     with anyio.fail_after(seconds):
         while not (await anyio.to_thread.run_sync(is_so)):
             await anyio.lowlevel.checkpoint()
+
+
+async def more_than(found: list[Any], count: int) -> None:
+    await until(lambda: len(found) > count)
 
 
 async def take(queue: Queue, count: int) -> list[bytes]:
@@ -121,18 +131,19 @@ async def publish_when_possible(queue: Queue, *bodies: bytes) -> None:
 
 
 async def test_entries_are_goims_messages(url: str, raw: Redis) -> None:
-    async with working(RedisQueue(url), "node-1") as queue:
+    async with at_work(RedisQueue(url), "node-1") as queue:
         await queue.publish(push(b"hi"))
-        ((_, fields),) = raw.xrange(TOPIC)
+        ((_, fields),) = cast("list[Any]", raw.xrange(TOPIC))
         assert fields == {b"push": HI}
         assert await take(queue, 1) == [b"hi"]
-        ((group,),) = [raw.xinfo_groups(TOPIC)]
+        (group,) = raw.xinfo_groups(TOPIC)
         assert group["name"] == b"goim_core:node-1"
         await until(lambda: raw.xpending(TOPIC, "goim_core:node-1")["pending"] == 0)
+        await until(lambda: not queue._here)
 
 
 async def test_the_stream_holds_no_more_than_retention(url: str, raw: Redis) -> None:
-    async with working(RedisQueue(url, retention=0.2)) as queue:
+    async with at_work(RedisQueue(url, retention=0.2)) as queue:
         await queue.publish(push(b"old"))
         assert await take(queue, 1) == [b"old"]
         await until(lambda: raw.xlen(TOPIC) == 0)
@@ -143,7 +154,7 @@ async def test_the_stream_holds_no_more_than_retention(url: str, raw: Redis) -> 
 async def test_what_is_too_old_is_passed_over_and_counted(
     url: str, raw: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with working(RedisQueue(url)) as queue:
+    async with at_work(RedisQueue(url)) as queue:
         for number in range(1, 6):
             raw.xadd(TOPIC, {"push": HI}, id=f"{number}-1")
         await queue.publish(push(b"new"))
@@ -156,11 +167,11 @@ async def test_what_is_too_old_is_passed_over_and_counted(
 
 
 async def test_what_was_trimmed_before_it_came_again_is_counted(url: str, raw: Redis) -> None:
-    async with working(RedisQueue(url)) as queue:
+    async with at_work(RedisQueue(url)) as queue:
         await queue.publish(push(b"0"))
         await queue.receive()
     raw.xtrim(TOPIC, maxlen=0)
-    async with working(RedisQueue(url)) as queue:
+    async with at_work(RedisQueue(url)) as queue:
         await queue.publish(push(b"1"))
         assert await take(queue, 1) == [b"1"]
         assert queue.expired == 1
@@ -169,7 +180,7 @@ async def test_what_was_trimmed_before_it_came_again_is_counted(url: str, raw: R
 async def test_entries_of_another_shape_are_passed_over(
     url: str, raw: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with working(RedisQueue(url)) as queue:
+    async with at_work(RedisQueue(url)) as queue:
         raw.xadd(TOPIC, {"something": "else"})
         raw.xadd(TOPIC, {"push": b"\xff"})
         await queue.publish(push(b"after"))
@@ -182,23 +193,23 @@ async def test_groups_that_nobody_reads_any_more_are_deleted(
     url: str, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def groups() -> set[bytes]:
-        return {group["name"] for group in raw.xinfo_groups(TOPIC)}
+        return {group["name"] for group in cast("list[Any]", raw.xinfo_groups(TOPIC))}
 
     for name in ("gone", "here"):
-        async with working(RedisQueue(url), name) as queue:
+        async with at_work(RedisQueue(url), name) as queue:
             await queue.publish(push(b"x"))
             await take(queue, 1)
     raw.xgroup_create(TOPIC, "audit")
     raw.xreadgroup("audit", "somebody", {TOPIC: ">"})
-    async with working(RedisQueue(url), "here"):
+    async with at_work(RedisQueue(url), "here"):
         assert groups() == {b"audit", b"goim_core:gone", b"goim_core:here"}
     monkeypatch.setattr(redis_stream, "ABANDONED", -1)
-    async with working(RedisQueue(url), "here"):
+    async with at_work(RedisQueue(url), "here"):
         assert groups() == {b"audit", b"goim_core:here"}
 
 
 async def test_no_more_is_read_ahead_than_was_said(url: str, raw: Redis) -> None:
-    async with working(RedisQueue(url, prefetch=5)) as queue:
+    async with at_work(RedisQueue(url, prefetch=5)) as queue:
         await publish_when_possible(queue, *(b"%d" % number for number in range(50)))
         await until(lambda: raw.xpending(TOPIC, "goim_core:node")["pending"] == 5)
         assert queue.pending == 5
@@ -206,7 +217,7 @@ async def test_no_more_is_read_ahead_than_was_said(url: str, raw: Redis) -> None
 
 
 async def test_draining_waits_for_what_has_not_come_yet(url: str, redis_server: RedisServer) -> None:
-    async with working(RedisQueue(url, prefetch=1)) as queue:
+    async with at_work(RedisQueue(url, prefetch=1)) as queue:
         await publish_when_possible(queue, *(b"%d" % number for number in range(3)))
         drained = anyio.Event()
 
@@ -281,7 +292,7 @@ async def test_who_waits_to_publish_is_told_of_the_end(url: str, redis_server: R
 
 async def test_a_server_that_was_killed_and_started_empty(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with started_redis() as server, working(RedisQueue(server.url)) as queue:
+    async with started_redis() as server, at_work(RedisQueue(server.url)) as queue:
         await queue.publish(push(b"before"))
         assert await take(queue, 1) == [b"before"]
         server.kill()
@@ -307,8 +318,8 @@ async def test_what_redis_has_on_its_disk_survives_it() -> None:
     options = ("--appendonly", "yes", "--appendfsync", "always")
     async with (
         started_redis(*options) as server,
-        working(RedisQueue(server.url), "one") as one,
-        working(RedisQueue(server.url), "two") as two,
+        at_work(RedisQueue(server.url), "one") as one,
+        at_work(RedisQueue(server.url), "two") as two,
     ):
         accepted: list[bytes] = []
 
@@ -325,13 +336,11 @@ async def test_what_redis_has_on_its_disk_survives_it() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(publish)
             for _ in range(2):
-                reached = len(accepted) + 100
-                await until(lambda reached=reached: len(accepted) >= reached)
+                await more_than(accepted, len(accepted) + 100)
                 server.kill()
                 await until(lambda: one.trouble)
                 server.start()
-            reached = len(accepted) + 100
-            await until(lambda: len(accepted) >= reached)
+            await more_than(accepted, len(accepted) + 100)
             tasks.cancel_scope.cancel()
         await publish_when_possible(one, b"end")
         for queue in (one, two):
@@ -344,7 +353,7 @@ async def test_what_redis_has_on_its_disk_survives_it() -> None:
 
 
 async def test_a_connection_that_breaks_loses_and_doubles_nothing(url: str, raw: Redis) -> None:
-    async with working(RedisQueue(url, prefetch=4)) as queue:
+    async with at_work(RedisQueue(url, prefetch=4)) as queue:
         received: list[bytes] = []
         unacknowledged: list[PushMsg] = []
         for number in range(60):
@@ -366,8 +375,48 @@ async def test_a_connection_that_breaks_loses_and_doubles_nothing(url: str, raw:
         assert len(received) == raw.xlen(TOPIC)
 
 
+async def test_what_was_on_its_way_when_the_connection_broke_comes_again(url: str, raw: Redis) -> None:
+    async with at_work(RedisQueue(url, prefetch=1)) as queue:
+        await publish_when_possible(queue, b"0", b"1", b"2")
+        await until(lambda: raw.xpending(TOPIC, "goim_core:node")["pending"] == 1)
+        # Redis believes that it has sent them.
+        ((_, entries),) = cast("list[Any]", raw.xreadgroup("goim_core:node", "job", {TOPIC: ">"}))
+        assert len(entries) == 2
+        await queue.publish(push(b"3"))
+        opened = queue._reader.opened
+        raw.client_kill_filter(_type="normal", skipme=True)
+        assert await take(queue, 4) == [b"0", b"1", b"2", b"3"]
+        assert queue._reader.opened > opened
+
+
+async def test_a_server_that_is_no_primary_any_more_is_left(url: str, raw: Redis) -> None:
+    async with at_work(RedisQueue(url)) as queue:
+        raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+        try:
+            opened = queue._writer.opened
+            with pytest.raises(BackboneError, match="read only replica"):
+                await queue.publish(push(b"1"))
+            with pytest.raises(BackboneError, match="read only replica"):
+                await queue.publish(push(b"2"))
+            assert queue._writer.opened > opened  # it looks whether the address leads to another
+        finally:
+            raw.execute_command("REPLICAOF", "NO", "ONE")
+        await queue.publish(push(b"3"))
+        assert await take(queue, 1) == [b"3"]
+
+
+async def test_a_new_stream_that_begins_where_the_old_one_ended(url: str, raw: Redis) -> None:
+    async with at_work(RedisQueue(url)) as queue:
+        seconds, microseconds = cast("tuple[int, int]", raw.time())
+        for _ in range(2):
+            raw.xadd(TOPIC, {"push": HI}, id=f"{seconds * 1000 + microseconds // 1000}-1")
+            assert await take(queue, 1) == [b"hi"]
+            await until(lambda: not queue._here)
+            raw.delete(TOPIC)
+
+
 async def test_a_stream_that_is_deleted_is_made_again(url: str, raw: Redis) -> None:
-    async with working(RedisQueue(url)) as queue:
+    async with at_work(RedisQueue(url)) as queue:
         await queue.publish(push(b"1"))
         assert await take(queue, 1) == [b"1"]
         raw.delete(TOPIC)
@@ -385,7 +434,7 @@ async def test_a_stream_that_is_deleted_is_made_again(url: str, raw: Redis) -> N
 
 
 async def test_a_server_without_memory_refuses_pushes_until_there_is_some(url: str, raw: Redis) -> None:
-    async with working(RedisQueue(url)) as queue:
+    async with at_work(RedisQueue(url)) as queue:
         await queue.publish(push(b"1"))
         raw.config_set("maxmemory", 1)
         try:
@@ -401,7 +450,7 @@ async def test_a_server_without_memory_refuses_pushes_until_there_is_some(url: s
 
 async def test_a_server_that_is_away_is_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[float] = []
-    async with started_redis() as server, working(RedisQueue(server.url)) as queue:
+    async with started_redis() as server, at_work(RedisQueue(server.url)) as queue:
         read = queue._group.read
 
         async def counted(count: int) -> Any:
@@ -420,7 +469,7 @@ async def test_a_server_that_is_away_is_not_asked_all_the_time(monkeypatch: pyte
 async def test_a_node_that_ends_while_its_server_is_away_ends_at_once() -> None:
     async with started_redis() as server:
         with anyio.fail_after(5):
-            async with working(RedisQueue(server.url, timeout=0.3)) as queue:
+            async with at_work(RedisQueue(server.url, timeout=0.3)) as queue:
                 await queue.publish(push(b"1"))
                 queue.acknowledge(await queue.receive())
                 server.kill()

@@ -4,13 +4,18 @@
 
 What a page sends goes to ``Chat.receive``, which stamps it and pushes it to the sender's room. Who comes
 into a room and who leaves it is heard by ``Counts``, which tells the room its new count.
+
+The same program is a node of many: ``--queue``, ``--registry``, ``--storage`` and ``--discovery`` name what
+the nodes share. ``python -m examples.cluster`` starts three of them, and all that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -23,14 +28,19 @@ from goim_core import (
     AuthRequest,
     ErrorCode,
     Frame,
+    GoimError,
     MessageHook,
     OpenAuth,
+    Options,
     Refused,
     RoomHook,
     Server,
     Session,
     pages,
 )
+from goim_core.choices import CHOICES, made
+
+SHARED = ("queue", "registry", "storage", "discovery")
 
 TEXT, COUNT = 1000, 1001
 MAX_TEXT = 1000
@@ -100,27 +110,48 @@ def _json(**fields: Any) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def chat_server(**doors: Any) -> Server:
-    """The chat on ``doors``, for example ``ws="127.0.0.1:3102", http="127.0.0.1:3111"``."""
-    return Server(auth=ChatAuth(), rooms=Counts(), messages=Chat(), routes=pages(PAGE), **doors)
+def chat_server(**settings: Any) -> Server:
+    """The chat with ``settings`` of Server, for example ``ws="127.0.0.1:3102", http="127.0.0.1:3111"``."""
+    return Server(auth=ChatAuth(), rooms=Counts(), messages=Chat(), routes=pages(PAGE), **settings)
 
 
-async def main() -> None:
+def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The example chat.")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to reach it from a phone")
     parser.add_argument("--tcp", type=int, default=3101, help="port for TCP clients")
     parser.add_argument("--ws", type=int, default=3102, help="port for WebSocket clients")
     parser.add_argument("--http", type=int, default=3111, help="port of the page and the push API")
-    call = parser.parse_args()
-    doors = {door: (call.host, getattr(call, door)) for door in ("tcp", "ws", "http")}
+    parser.add_argument("--name", default="", help="of this node, the same one at each start")
+    for part in SHARED:
+        parser.add_argument(f"--{part}", metavar="URL", help=CHOICES[part])
+    parser.add_argument("--log", default="warning", choices=("info", "warning"), help="what is logged")
+    return parser.parse_args()
+
+
+def settings_of(call: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says, as arguments of Server."""
+    settings = {door: (call.host, getattr(call, door)) for door in ("tcp", "ws", "http")}
+    parts = {part: made(part, url) for part in SHARED if (url := getattr(call, part))}
+    if "discovery" in parts:
+        settings["host"] = call.host
+    # The other nodes' counts are on the page within two seconds.
+    return {**settings, **parts, "name": call.name, "options": Options(census=1)}
+
+
+async def main(call: argparse.Namespace) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with chat_server(**doors) as server:
-            port = server.addresses["http"][0][1]
+        async with chat_server(**settings_of(call)) as server:
             shown = "127.0.0.1" if call.host in ("", "0.0.0.0", "::") else call.host
+            port = server.port("http")
             print(f"ready: open http://{shown}:{port}/ in two windows; Ctrl+C stops", flush=True)
             async for _ in signals:
                 break
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    call = command_line()
+    logging.basicConfig(level=call.log.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        anyio.run(main, call)
+    except GoimError as error:
+        sys.exit(f"chat: {error}")

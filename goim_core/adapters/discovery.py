@@ -32,8 +32,8 @@ HELD = 30.0
 PAUSE = 1.0
 """Between two polls, in seconds: in a large cluster somebody always tells something new."""
 LONGEST_WAIT = 30.0
-EVICTED = 90
-"""After how many seconds a node that does not renew is forgotten."""
+SILENT = 90
+"""After how many seconds without a sign of life a node is forgotten."""
 GRPC = "grpc"
 GRPC_PORT = 3109
 
@@ -44,10 +44,11 @@ class BilibiliDiscovery(Discovery):
     """The nodes that are registered as ``appid`` in ``env`` with the servers at ``urls``.
 
     ``urls`` is one or several, such as ``"http://10.0.0.1:7171"`` (in one text with commas between them),
-    which replicate to each other: one is asked until it fails, then the next. ``env`` is that of DEPLOY_ENV unless given. ``Server`` needs a
-    ``zone``, in which its name is unique. Every ``refresh`` seconds this node tells how many connections it
-    has, every ``renew`` seconds that it lives. One that was silent for 90 s is forgotten within another
-    minute, unless so many are silent at once that the discovery suspects itself. ``timeout``: for an answer.
+    which replicate to each other: one is asked until it fails, then the next. ``env`` is that of DEPLOY_ENV
+    unless given. ``Server`` needs a ``zone``, in which its name is unique. Every ``refresh`` seconds this
+    node tells how many connections it has, every ``renew`` seconds that it lives. One that is silent for
+    90 s is left out, though the discovery may keep it: up to an hour, when it suspects itself, which in a
+    small cluster one silent node is enough for. ``timeout`` is for one answer.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the argument.
     """
@@ -143,7 +144,7 @@ class BilibiliDiscovery(Discovery):
         try:
             await self._tell("cancel", own, UNKNOWN)
         except BackboneError as error:
-            _log.warning("this node stays in the list for %d s and more: %s", EVICTED, error)
+            _log.warning("this node stays in the list for %d s and more: %s", SILENT, error)
 
     async def _tell(self, what: str, own: Node, also: Iterable[int] = (), **fields: str | list[str]) -> int:
         """Its code: 0, or one of ``also``."""
@@ -181,7 +182,7 @@ class BilibiliDiscovery(Discovery):
 
     def _take(self, data: Any, server: str) -> None:
         try:
-            found = [fields for zone in data["instances"].values() for fields in zone or ()]
+            found = _living([fields for zone in data["instances"].values() for fields in zone or ()])
             self._since = int(data["latest_timestamp"]), server
         except (TypeError, ValueError, LookupError, AttributeError):
             raise BackboneError(f"urls: no list of nodes from {server}: {data!r:.80}") from None
@@ -242,6 +243,13 @@ class BilibiliDiscovery(Discovery):
     async def aclose(self) -> None:
         """See :meth:`~goim_core.discovery.Discovery.aclose`."""
         await self._servers.aclose()
+
+
+def _living(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that gave a sign of life not long before the latest of all, by the discovery's own clock."""
+    signs = [max(int(each.get(f"{name}_timestamp", 0)) for name in ("renew", "latest")) for each in instances]
+    oldest = max(signs, default=0) - SILENT * 10**9
+    return [each for each, sign in zip(instances, signs, strict=True) if sign >= oldest]
 
 
 def _metadata(own: Node) -> str:

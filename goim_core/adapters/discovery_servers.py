@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from goim_core.errors import BackboneError, ConfigurationError
 
@@ -54,7 +54,7 @@ class Servers:
             except (httpx.HTTPError, ValueError) as error:
                 reasons.append(f"{server}: {error or type(error).__name__}")
             except AttributeError:
-                # On uvloop a connection that is reset as soon as it is made has no socket to ask for its peer.
+                # On uvloop a connection that is reset as soon as it is made has no socket to look at.
                 reasons.append(f"{server}: the connection was reset")
             self.leave(server)
         raise BackboneError(f"urls: no answer to {what} from {'; '.join(reasons)}")
@@ -68,7 +68,9 @@ class Servers:
             self._client = httpx.AsyncClient(trust_env=False, verify=secure)
         timeout = httpx.Timeout(self._timeout, read=self._timeout + held)
         where: dict[str, Any] = {"params": fields} if method == "GET" else {"data": fields}
-        response = await self._client.request(method, url, timeout=timeout, **where)
+        request = self._client.build_request(method, url, timeout=timeout, **where)
+        request.stream = _Body(request.content)
+        response = await self._client.send(request)
         if response.status_code != 200:
             raise ValueError(f"HTTP status {response.status_code}")
         try:
@@ -83,6 +85,21 @@ class Servers:
         """Close the connections."""
         if self._client is not None:
             await self._client.aclose()
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a request. httpx's own is a generator, and trio warns of one that is left unfinished."""
+
+    def __init__(self, body: bytes) -> None:
+        self._parts = iter((body,))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration
 
 
 def _checked(url: object) -> str:

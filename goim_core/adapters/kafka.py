@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NoReturn, Unpack
 
 import anyio
@@ -166,10 +167,11 @@ class KafkaQueue(Queue):
             try:
                 with anyio.fail_after(2 * self._kafka.timeout):
                     count = await self._outgoing.look(self._retention)
+            except TimeoutError:
+                self._outgoing.spoil()
+                self._connection.begin("no broker answers in time")
             except (*FAILURES, BackboneError) as error:
-                if isinstance(error, TimeoutError):
-                    self._outgoing.spoil()
-                self._connection.begin(said(error))
+                self._connection.begin(error if isinstance(error, BackboneError) else said(error))
             else:
                 self._set_partitions(count)
                 self._connection.end()
@@ -253,30 +255,22 @@ class KafkaQueue(Queue):
             await self._change()
         room = self._prefetch - len(self._arrived)
         found = await self._consumer.getmany(timeout_ms=WAIT_MS, max_records=room)
-        if self._to_assign:
-            return  # it is read again, from where the new assignment begins
-        for records in found.values():
-            for record in records:
-                self._take(record)
-        if found:
-            self._changed.set()
+        for record in chain.from_iterable(found.values()):
+            if self._to_assign:
+                break  # what is left is read again, from where the new assignment begins
+            self._take(record)
+        self._changed.set()
 
     async def _go_on(self) -> None:
         """Read with a new consumer from where we are."""
         self._consumer = await self._kafka.consumer(GROUP + self._node)
-        ends = await self._consumer.end_offsets(
-            [TopicPartition(self.topic, each) for each in self._partitions]
-        )
-        for tp, end in ends.items():
-            if end < self._partitions[tp.partition].position:
-                self._partitions[tp.partition].begin_anew()
         self._assign()
 
     def _assign(self) -> None:
         self._to_assign = False
         self._consumer.assign([TopicPartition(self.topic, number) for number in self._partitions])
         for number, partition in self._partitions.items():
-            self._consumer.seek(TopicPartition(self.topic, number), partition.position)
+            self._consumer.seek(TopicPartition(self.topic, number), partition.place)
 
     async def _drop_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None
@@ -286,7 +280,12 @@ class KafkaQueue(Queue):
 
     def _take(self, record: Any) -> None:
         partition = self._partitions[record.partition]
-        delivery = partition.take(record.offset)
+        if record.offset < partition.position:
+            if not partition.is_last(record.offset, record.timestamp):
+                partition.begin_anew()  # another topic of this name, or the broker lost the end of it
+                self._to_assign = True
+            return
+        delivery = partition.take(record.offset, record.timestamp)
         msg = self._wanted(record)
         if msg is None:
             partition.settle(delivery)
@@ -331,7 +330,9 @@ class KafkaQueue(Queue):
         if self._consumer is None:
             return False
         try:
-            with anyio.fail_after(self._kafka.timeout):
+            # Longer than a request: aiokafka leaves one that is cancelled to end by itself, with an error
+            # that nobody takes.
+            with anyio.fail_after(1.5 * self._kafka.timeout):
                 await self._commit_now()
         except FAILURES as error:
             # Whether the brokers answer at all is looked after elsewhere.

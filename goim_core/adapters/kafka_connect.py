@@ -37,6 +37,7 @@ __all__ = ["FAILURES", "Kafka", "Security", "TopicPartition", "check_asyncio", "
 
 FAILURES = (errors.KafkaError, OSError, TimeoutError, EOFError)
 """What aiokafka raises when a connection or a broker fails."""
+PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 PARTITIONS = 1
 """Of a topic that is made here. Each node reads all of it anyway, and one keeps all in order."""
 REPLICAS = 3
@@ -87,7 +88,12 @@ class Kafka:
             "request_timeout_ms": int(timeout * 1000),
             **security,
         }
-        if "SSL" in self._options["security_protocol"].split("_") and not security.get("ssl_context"):
+        protocol = self._options["security_protocol"]
+        if protocol not in PROTOCOLS:
+            raise ConfigurationError(
+                f"security_protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}"
+            )
+        if protocol.endswith("SSL") and not security.get("ssl_context"):
             raise ConfigurationError("ssl_context: needed where security_protocol names SSL")
 
     def __str__(self) -> str:

@@ -69,6 +69,7 @@ class Partition:
     published: int = 0
     unsettled: int = 0
     _epoch: int = 0
+    _last: tuple[int, int] | None = None
     _taken: deque[Delivery] = Factory(deque)
 
     @property
@@ -89,20 +90,29 @@ class Partition:
         self.published = offset + 1
         return not again
 
-    def take(self, offset: int) -> Delivery:
-        """The record at ``offset`` has been read."""
-        if offset < self.position:
-            self.begin_anew()
+    def is_last(self, offset: int, timestamp: int) -> bool:
+        """Whether this record is the last that was taken."""
+        return self._last == (offset, timestamp)
+
+    @property
+    def place(self) -> int:
+        """Where to begin to read again: with the last that was taken, to see that it is still the same."""
+        return self.position if self._last is None else self._last[0]
+
+    def take(self, offset: int, timestamp: int = 0) -> Delivery:
+        """The record at ``offset``, which is not before ``position``, has been read."""
         delivery = Delivery(self, self._epoch, offset)
         self._taken.append(delivery)
         self.unsettled += 1
         self.position = offset + 1
+        self._last = offset, timestamp
         return delivery
 
     def begin_anew(self) -> None:
         """The topic was made anew, or the broker lost its end: what is out belongs to the old one."""
         self._taken.clear()
         self._epoch += 1
+        self._last = None
         self.unsettled = self.published = self.position = 0
 
     def settle(self, delivery: Delivery) -> None:

@@ -49,13 +49,13 @@ class Outgoing:
     async def look(self, retention: float) -> int:
         """Ask the brokers how many partitions the topic has; made anew where it is gone.
 
-        Raises what aiokafka raises where no broker answers.
+        Raises BackboneError where no broker answers, and what aiokafka raises.
         """
         if self._spoiled:
             await self._renew()
         client = self._producer.client
         if not await client.force_metadata_update():
-            raise errors.KafkaConnectionError("no broker answers")
+            raise BackboneError("no broker answers")
         if time.monotonic() - self._failed_at > 2 * self._kafka.timeout:
             self._trouble.end()  # nobody has tried for some time
         found = client.cluster.partitions_for_topic(self._topic)

@@ -75,20 +75,9 @@ class RedisConnection:
     """
 
     def __init__(self, url: str, timeout: float, log: logging.Logger, scripts: Iterable[str] = ()) -> None:
-        try:
-            pool = ConnectionPool.from_url(url)
-            # Whatever the url says: replies are bytes, and how long to wait is decided here.
-            forced = {"decode_responses": False, "protocol": 2, "socket_timeout": None, "retry": None}
-            pool.connection_kwargs.update(forced, socket_connect_timeout=None, retry_on_timeout=False)
-            self._connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-        except (AttributeError, TypeError, ValueError, exceptions.RedisError):
-            # Neither shown nor chained: there may be a password in it.
-            raise ConfigurationError(
-                "url: expected redis://HOST:PORT, rediss://HOST:PORT or unix://PATH, "
-                "see https://redis.readthedocs.io/en/stable/connections.html"
-            ) from None
-        named = pool.connection_kwargs
-        place = named.get("path") or f"{named.get('host', 'localhost')}:{named.get('port', 6379)}"
+        self._connection = _unconnected(url)
+        named = vars(self._connection)
+        place = named.get("path") or f"{named['host']}:{named['port']}"
         self._name = f"Redis at {place}"
         self.trouble = Trouble(log, self._name)
         self.timeout = timeout
@@ -184,6 +173,24 @@ class RedisConnection:
             return f"no answer within {self.timeout:g} s"
         what = "the connection broke" if sent else "cannot connect, check url"
         return f"{what}: {str(error).rstrip('.')}"
+
+
+def _unconnected(url: str) -> AbstractConnection:
+    try:
+        pool = ConnectionPool.from_url(url, protocol=2)
+        # Whatever the url says: replies are bytes, and how long to wait is decided here.
+        forced = {"decode_responses": False, "socket_timeout": None, "socket_connect_timeout": None}
+        pool.connection_kwargs.update(forced, retry=None, retry_on_timeout=False)
+        connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+    except (AttributeError, TypeError, ValueError, exceptions.RedisError):
+        # Neither shown nor chained: there may be a password in it.
+        raise ConfigurationError(
+            "url: expected redis://HOST:PORT, rediss://HOST:PORT or unix://PATH, "
+            "see https://redis.readthedocs.io/en/stable/connections.html"
+        ) from None
+    if connection.protocol != 2:
+        raise ConfigurationError("url: expected no protocol in it, or protocol=2")
+    return connection
 
 
 @define(eq=False)

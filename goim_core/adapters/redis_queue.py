@@ -46,7 +46,7 @@ _log = logging.getLogger("goim_core.adapters.redis_queue")
 class RedisQueue(Queue):
     """The stream ``stream`` in the Redis 6.2 or newer, or Valkey, that ``url`` names; no Redis Cluster.
 
-    :meth:`publish` returns when Redis has the push; whether that is on a disk then is for its ``appendfsync``.
+    :meth:`publish` returns when Redis has the push; whether that is on a disk then is its ``appendfsync``.
     It raises :class:`~goim_core.errors.BackboneError` within ``timeout`` seconds, which says whether Redis
     may have it; with ``nowait`` :class:`~goim_core.errors.QueueFull` when ``size`` publishes are under way.
     Pushes come in the order in which Redis got them. What was published while this node was away comes when

@@ -86,7 +86,9 @@ class Group:
 
     async def _mend(self, error: Exception) -> None:
         """The group is gone, or the stream: Redis came back without them, or somebody deleted them."""
-        (made,) = await self._connection.exchange([self._make(write_id(self.read_to))])
+        # Not exactly from there: a new stream may have begun within the same millisecond.
+        last = (max(0, self.read_to[0] - 1), 0)
+        (made,) = await self._connection.exchange([self._make(write_id(last))])
         try:
             self._check_made(made)
         except BackboneError as still:

@@ -192,10 +192,11 @@ async def working(queue: Queue, node: str = "node") -> AsyncIterator[Queue]:
 async def _received(queue: Queue, count: int) -> list[bytes]:
     """The bodies of the next pushes, each acknowledged."""
     bodies = []
-    for _ in range(count):
-        msg = await queue.receive()
-        queue.acknowledge(msg)
-        bodies.append(msg.msg)
+    with anyio.fail_after(30):
+        for _ in range(count):
+            msg = await queue.receive()
+            queue.acknowledge(msg)
+            bodies.append(msg.msg)
     return bodies
 
 

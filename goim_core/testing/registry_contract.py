@@ -19,7 +19,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -213,8 +213,11 @@ class RegistryServer(ABC):
         """The server has nothing any more, as after a restart without a disk."""
 
 
+R = TypeVar("R", bound=Registry)
+
+
 @asynccontextmanager
-async def at_work(registry: Registry, node: str = "node-1") -> AsyncIterator[Registry]:
+async def at_work(registry: R, node: str = "node-1") -> AsyncIterator[R]:
     """``registry`` as a server of that name has it: started, run beside the block, and closed."""
     try:
         async with running(registry, node):
@@ -225,7 +228,7 @@ async def at_work(registry: Registry, node: str = "node-1") -> AsyncIterator[Reg
 
 
 @asynccontextmanager
-async def running(registry: Registry, node: str = "node-1") -> AsyncIterator[Registry]:
+async def running(registry: R, node: str = "node-1") -> AsyncIterator[R]:
     """``registry`` started, and run beside the block; its end is that of a process that is killed."""
     await registry.start(node)
     async with anyio.create_task_group() as tasks:

@@ -1,0 +1,129 @@
+"""Programs that are started, and may be killed, frozen and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["NotStarted", "Process", "free_ports"]
+
+STARTS_WITHIN = 30.0
+STOPS_WITHIN = 10.0
+
+
+class NotStarted(Exception):
+    """A program is not there or does not start; the message says which, and what it said."""
+
+
+class Process:
+    """``command``, which listens at ``port`` and says ``ready`` when it does (if it says anything then).
+
+    What it says is in ``log``. It has a session of its own, so that Ctrl+C reaches only who started it, and
+    that stops it in its order.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], *, port: int, folder: Path, ready: str = ""
+    ) -> None:
+        self.name = name
+        self.port = port
+        self.log = folder / f"{name}.log"
+        self._command = list(command)
+        self._ready = ready
+        self._process: subprocess.Popen[bytes] | None = None
+        self._from = 0
+
+    def start(self) -> None:
+        """Start it; :meth:`wait` waits until it is ready, so that several may start at once."""
+        self._from = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.log.parent,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Return when it is ready; raises :class:`NotStarted`."""
+        end = time.monotonic() + STARTS_WITHIN
+        while not self._is_ready():
+            if not self.alive or time.monotonic() > end:
+                raise NotStarted(f"{self.name} does not start: {self.said()[-2000:].strip()}")
+            time.sleep(0.02)
+
+    def _is_ready(self) -> bool:
+        if self._ready:
+            return self._ready in self.said()
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    def said(self) -> str:
+        """What it has said since it was started."""
+        with self.log.open("rb") as log:
+            log.seek(self._from)
+            return log.read().decode(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ask it to end, and see that it does."""
+        if self._process is not None and self.alive:
+            self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)
+            try:
+                self._process.wait(STOPS_WITHIN)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """It ends at once, in the middle of what it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def freeze(self) -> None:
+        """It keeps its connections, and does nothing. Returns when all of its threads have stopped."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports at which nobody listens now, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def _paths() -> list[str]:
+    """Where a node finds this package, wherever it was started."""
+    here = str(Path(__file__).absolute().parents[2])
+    return list(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
