@@ -202,7 +202,7 @@ async def test_a_server_that_lost_everything_is_begun_with_anew(own_server: NATS
         for number in range(5):
             await queue.publish(push(b"old %d" % number))
         held = await queue.receive()
-        await when(lambda: len(queue._buffer) == 4)
+        await when(lambda: len(queue._buffer) == 4)  # type: ignore[attr-defined]
         own_server.kill()
         own_server.lose_everything()
         own_server.start()

@@ -389,9 +389,9 @@ async def test_what_was_on_its_way_when_the_connection_broke_comes_again(url: st
         assert queue._reader.opened > opened
 
 
-async def test_a_server_that_is_no_primary_any_more_is_left(url: str, raw: Redis) -> None:
+async def test_a_server_that_is_no_primary_any_more_is_left(url: str, redis_server: RedisServer) -> None:
     async with at_work(RedisQueue(url)) as queue:
-        raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+        redis_server.ask("REPLICAOF", "127.0.0.1", "1")
         try:
             opened = queue._writer.opened
             with pytest.raises(BackboneError, match="read only replica"):
@@ -400,14 +400,14 @@ async def test_a_server_that_is_no_primary_any_more_is_left(url: str, raw: Redis
                 await queue.publish(push(b"2"))
             assert queue._writer.opened > opened  # it looks whether the address leads to another
         finally:
-            raw.execute_command("REPLICAOF", "NO", "ONE")
+            redis_server.ask("REPLICAOF", "NO", "ONE")
         await queue.publish(push(b"3"))
         assert await take(queue, 1) == [b"3"]
 
 
 async def test_a_new_stream_that_begins_where_the_old_one_ended(url: str, raw: Redis) -> None:
     async with at_work(RedisQueue(url)) as queue:
-        seconds, microseconds = cast("tuple[int, int]", raw.time())
+        seconds, microseconds = raw.time()
         for _ in range(2):
             raw.xadd(TOPIC, {"push": HI}, id=f"{seconds * 1000 + microseconds // 1000}-1")
             assert await take(queue, 1) == [b"hi"]

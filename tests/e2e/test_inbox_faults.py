@@ -455,7 +455,7 @@ async def test_a_full_disk_refuses_pushes(tmp_path: Path) -> None:
 
 async def test_a_locked_database_refuses_pushes(tmp_path: Path) -> None:
     class Impatient(SQLiteStorage):
-        lock_seconds = 0.0
+        lock_seconds = 0.2  # its own two connections may be in each other's way for a moment
 
     storage = Impatient(tmp_path / "inbox.db")
     async with witnessed(storage) as (world, witness):
