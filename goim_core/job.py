@@ -17,7 +17,7 @@ from attrs import Factory, define
 from goim_core.clock import Clock
 from goim_core.comet import SLICE, Comet, Pushing
 from goim_core.options import Options
-from goim_core.protocol import Op, encode
+from goim_core.protocol import Op, encode, pushable
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.wire import Packet, read_disconnect
 
@@ -65,6 +65,10 @@ class Job:
     async def _receive(self, tasks: TaskGroup) -> None:
         while True:
             msg = await self._queue.receive()
+            if not _may_go_out(msg):
+                self._comet.counters.drops["operation"] += 1
+                self._queue.acknowledge(msg)
+                continue
             while self._pending >= PENDING_BYTES:
                 self._space = anyio.Event()
                 await self._space.wait()
@@ -161,3 +165,8 @@ class Job:
         self._pending -= MSG_BYTES + len(msg.msg)
         self._queue.acknowledge(msg)
         self._space.set()
+
+
+def _may_go_out(msg: PushMsg) -> bool:
+    """Whether its operation is one that a push may have: others that share the queue do not check that."""
+    return pushable(msg.operation) or (msg.operation == Op.DISCONNECT_REPLY and msg.type is PushType.PUSH)

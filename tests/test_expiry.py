@@ -77,6 +77,20 @@ async def test_who_accepts_to_be_asked_is_asked_in_time_and_closed_at_the_end(wi
     assert sessions.reasons == [CloseCode.EXPIRED]
 
 
+@pytest.mark.parametrize("accepts", [ASKED, []])
+async def test_who_is_closed_has_time_to_read_why(accepts: list[Op]) -> None:
+    """A socket that is closed at once, with bytes of the client unread in it, takes the reason along."""
+    async with running(auth=Auth(), options=OPTIONS) as app:
+        client = await connect(app, accepts=accepts)
+        client.pause_reading()
+        await app.advance(LIFE + LATE)
+        assert client.link.ended
+        await app.advance(OPTIONS.farewell_timeout - 1)
+        assert client.link.fileno() >= 0
+        await app.advance(1 + LATE)
+        assert client.link.fileno() < 0
+
+
 async def test_who_cannot_be_asked_is_closed_at_the_end_and_not_before() -> None:
     async with running(auth=Auth(), options=OPTIONS) as app:
         client = await connect(app, accepts=[Op.REFRESH])

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 
 from goim_core import job as job_module
@@ -119,6 +120,18 @@ async def test_an_idle_room_is_sent_at_once() -> None:
             await run.publish(to_room(body))
             await run.queue.drain()
     assert comet.pushed == [(ROOM, [b"one"]), (ROOM, [b"two"])]
+
+
+@pytest.mark.parametrize("op", [0, 2, 6, 9, 18, -1])
+async def test_an_operation_that_no_push_may_have_goes_no_further(op: int) -> None:
+    """Another program on the queue need not check it."""
+    comet = Recorder()
+    async with running(comet) as run:
+        foreign = [attrs.evolve(to_room(b"bad"), operation=op), to_all(b"bad", op=op), to_room(b"good")]
+        await run.publish(*foreign)
+        await run.queue.drain()
+    assert comet.pushed == [(ROOM, [b"good"])]
+    assert comet.counters.drops == {"operation": 2}
 
 
 async def after_the_first(comet: Recorder, *msgs: PushMsg, **options: float) -> list[list[bytes]]:

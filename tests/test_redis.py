@@ -188,15 +188,16 @@ async def test_what_a_go_process_registered_is_found_and_left_alone(url: str, ra
 
 async def test_a_key_that_a_go_process_took_over_is_its_own(url: str, raw: Redis) -> None:
     async with at_work(RedisRegistry(url, expire=1, alive=0.3)) as registry:
-        replaced: list[Session] = []
-        registry.on_replaced = replaced.append
+        replaced: set[Session] = set()
+        registry.on_replaced = replaced.add
         ours = session("a")
         await registry.add(ours)
         raw.hset("mid_7", "a", "go-1")
         raw.set("key_a", "go-1")
         assert await found(registry) == [("a", "go-1")]
-        await until(lambda: replaced == [ours])
+        await until(lambda: replaced == {ours})
         assert not await registry.remove(ours)
+        assert not registry._replaced
         assert raw.get("key_a") == b"go-1"
         assert raw.hget("mid_7", "a") == b"go-1"
 
@@ -254,15 +255,15 @@ async def test_the_older_of_two_with_one_key_is_told(url: str) -> None:
         at_work(RedisRegistry(url, alive=0.3), "node-1") as one,
         at_work(RedisRegistry(url, alive=0.3), "node-2") as two,
     ):
-        told: list[Session] = []
-        one.on_replaced = told.append
-        two.on_replaced = told.append
+        told: set[Session] = set()
+        one.on_replaced = told.add
+        two.on_replaced = told.add
         first, second, third = (session("a", 7, f"node-{number}") for number in (1, 2, 1))
         await one.add(first)
         await two.add(second)
         await one.add(third)  # back before it was told: the newest is not to be closed
         await until(lambda: told)
-        assert told == [second]  # the first was replaced on its own node, which knows
+        assert told == {second}  # the first was replaced on its own node, which knows
         assert await found(two) == [("a", "node-1")]
         assert not await one.remove(first)
         assert await one.remove(third)
@@ -275,14 +276,14 @@ async def test_after_all_was_lost_the_newer_of_two_with_one_key_has_it(
         at_work(RedisRegistry(url, alive=0.3), "node-1") as one,
         at_work(RedisRegistry(url, alive=0.3), "node-2") as two,
     ):
-        told: list[Session] = []
-        one.on_replaced = told.append
-        two.on_replaced = told.append
+        told: set[Session] = set()
+        one.on_replaced = told.add
+        two.on_replaced = told.add
         first, second = session("a", 7, "node-1"), session("a", 7, "node-2")
         await one.add(first)
         redis_server.ask("FLUSHALL")
         await two.add(second)
-        await until(lambda: told == [first])
+        await until(lambda: told == {first})
         await asked_until(one, [("a", "node-2")])
 
 
@@ -291,9 +292,9 @@ async def test_a_node_that_nobody_told_finds_out_when_it_renews(url: str, raw: R
         at_work(RedisRegistry(url, expire=1, alive=0.3), "node-1") as one,
         at_work(RedisRegistry(url, expire=1, alive=0.3), "node-2") as two,
     ):
-        told: list[Session] = []
-        one.on_replaced = told.append
-        two.on_replaced = told.append
+        told: set[Session] = set()
+        one.on_replaced = told.add
+        two.on_replaced = told.add
         first, second = session("a", 7, "node-1"), session("a", 7, "node-2")
         await one.add(first)
         boot, one._boot = one._boot, "0"  # so that it hears of nothing
@@ -301,7 +302,7 @@ async def test_a_node_that_nobody_told_finds_out_when_it_renews(url: str, raw: R
         raw.delete(f"goim_registry:replaced:{boot}")
         one._boot = boot
         await until(lambda: told)
-        assert told == [first]
+        assert told == {first}
         assert await found(one) == [("a", "node-2")]
 
 

@@ -391,6 +391,8 @@ async def test_what_was_on_its_way_when_the_connection_broke_comes_again(url: st
 
 async def test_a_server_that_is_no_primary_any_more_is_left(url: str, redis_server: RedisServer) -> None:
     async with at_work(RedisQueue(url)) as queue:
+        await queue.publish(push(b"0"))
+        assert await take(queue, 1) == [b"0"]
         redis_server.ask("REPLICAOF", "127.0.0.1", "1")
         try:
             opened = queue._writer.opened

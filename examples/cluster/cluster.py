@@ -22,7 +22,7 @@ class Node(Process):
         tcp, ws, http = free_ports(3)
         doors = [f"--tcp={tcp}", f"--ws={ws}", f"--http={http}"]
         command = [sys.executable, "-m", *program, f"--name={name}", *doors, *shared]
-        super().__init__(name, command, port=http, folder=folder, ready="ready")
+        super().__init__(name, command, port=http, folder=folder, ready="^ready")
         self.page = f"http://127.0.0.1:{http}/"
         self.tcp = f"tcp://127.0.0.1:{tcp}"
 

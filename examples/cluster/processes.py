@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +17,7 @@ __all__ = ["NotStarted", "Process", "free_ports"]
 
 STARTS_WITHIN = 30.0
 STOPS_WITHIN = 10.0
+PORTS = range(20_000, 32_000)
 
 
 class NotStarted(Exception):
@@ -22,7 +25,7 @@ class NotStarted(Exception):
 
 
 class Process:
-    """``command``, which listens at ``port`` and says ``ready`` when it does (if it says anything then).
+    """``command``, which listens at ``port`` and says what matches ``ready`` when it does (if it says anything).
 
     What it says is in ``log``. It has a session of its own, so that Ctrl+C reaches only who started it, and
     that stops it in its order.
@@ -63,7 +66,7 @@ class Process:
 
     def _is_ready(self) -> bool:
         if self._ready:
-            return self._ready in self.said()
+            return re.search(self._ready, self.said(), re.MULTILINE) is not None
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
             return True
         return False
@@ -114,13 +117,17 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports at which nobody listens now, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+    """Ports at which nobody listens now, all different.
+
+    Below those that systems give to outgoing connections, one of which might have it a moment later.
+    """
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
 
 
 def _paths() -> list[str]:

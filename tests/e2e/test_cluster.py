@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,9 @@ async def call(node: Node, method: str, path: str, body: bytes | None = None, **
     def exchange() -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=PATIENCE)
         try:
-            connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
+            connection.request(
+                method, path, body, {name.replace("_", "-"): text for name, text in headers.items()}
+            )
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()
@@ -89,16 +91,16 @@ async def troubles(node: Node) -> dict[str, str]:
     return found
 
 
-async def until(holds: Callable[[], Any]) -> None:
+async def until(holds: Callable[..., Awaitable[bool]], *arguments: Any) -> None:
     """Another process has no event for us: it is asked until it says so."""
-    while not await holds():
+    while not await holds(*arguments):  # noqa: ASYNC110
         await anyio.sleep(0.05)
 
 
 async def in_trouble(cluster: Cluster, part: str) -> None:
     """Each node says in its figures what is wrong."""
     for node in cluster.nodes:
-        await until(lambda node=node: _has_trouble(node, part))
+        await until(_has_trouble, node, part)
 
 
 async def _has_trouble(node: Node, part: str) -> bool:
@@ -108,7 +110,7 @@ async def _has_trouble(node: Node, part: str) -> bool:
 async def well_again(cluster: Cluster) -> None:
     """Each node says that nothing is wrong, in its figures and in its log."""
     for node in cluster.nodes:
-        await until(lambda node=node: _is_well(node))
+        await until(_is_well, node)
         assert "works again" in node.said(), node.name
 
 
@@ -123,10 +125,11 @@ async def total(node: Node) -> int:
 
 
 async def counted(node: Node, count: int) -> None:
-    async def is_it() -> bool:
-        return await total(node) == count
+    await until(_counts, node, count)
 
-    await until(is_it)
+
+async def _counts(node: Node, count: int) -> bool:
+    return await total(node) == count
 
 
 @asynccontextmanager
@@ -159,7 +162,8 @@ def in_order(found: list[str], accepted: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("queue", "backend"), [("nats", "asyncio"), ("redis", "asyncio"), ("kafka", "asyncio"), ("nats", "uvloop")]
+    ("queue", "backend"),
+    [("nats", "asyncio"), ("redis", "asyncio"), ("kafka", "asyncio"), ("nats", "uvloop")],
 )
 async def test_a_room_is_one_on_all_nodes(queue: str, backend: str) -> None:
     async with cluster_of(queue, backend) as cluster, one_on_each(cluster) as clients:
@@ -252,7 +256,7 @@ async def test_a_node_that_was_cut_off_comes_back() -> None:
         got = await heard(clients[0], "again")
         assert [text for text in got if text in sent] == sent
         assert "stored" in got
-        await until(lambda: _is_well(asleep))
+        await until(_is_well, asleep)
 
 
 async def test_two_nodes_claim_one_key() -> None:
@@ -272,7 +276,9 @@ async def test_two_nodes_claim_one_key() -> None:
 # The queue's server.
 
 
-async def outage(cluster: Cluster, clients: list[Client], down: Callable[[], Any], up: Callable[[], Any]) -> None:
+async def outage(
+    cluster: Cluster, clients: list[Client], down: Callable[[], Any], up: Callable[[], Any]
+) -> None:
     """The queue's server goes and comes back, while a program pushes to the room all the time."""
     node = cluster.nodes[0]
     await push_surely(node, ROOM_PUSH, "before")
@@ -324,8 +330,7 @@ async def test_the_registrys_server_is_killed_and_started(forgets: bool) -> None
         node = cluster.nodes[0]
         cluster.registry.kill()
         if forgets:
-            shutil.rmtree(cluster.folder / "redis")
-            Path(cluster.folder / "redis").mkdir()
+            shutil.rmtree(cluster.folder / "redis" / "appendonlydir")
         await in_trouble(cluster, "registry")
         # Rooms need no registry; who it is for cannot be found, but it is stored.
         assert await push(node, ROOM_PUSH, "to the room") == (0, "")
@@ -378,7 +383,10 @@ async def test_the_example_says_what_happens_and_leaves_nothing(options: tuple[s
             lines.append(await anyio.to_thread.run_sync(program.line))
         pages = re.findall(r"http://127\.0\.0\.1:\d+/", lines[-1])
         assert len(pages) == 3
-        processes = {name: int(pid) for name, pid in re.findall(r"^(\S+): process (\d+)", "\n".join(lines), re.M)}
+        processes = {
+            name: int(pid)
+            for name, pid in re.findall(r"^(\S+): process (\d+)", "\n".join(lines), re.MULTILINE)
+        }
         folder = Path(lines[0].rpartition("log ")[2]).parent
         token = {"accepts": [1000], "room_id": "chat://lobby"}
         async with AsyncExitStack() as clients:
