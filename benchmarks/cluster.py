@@ -93,9 +93,7 @@ class Receiver(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         size = (HEAD + len(self._token)).to_bytes(4)
-        transport.write(
-            b"%b%b" % (size.to_bytes(4) + bytes((0, 16, 0, 1, 0, 0, 0, 7, 0, 0, 0, 1)), self._token)
-        )
+        transport.write(size + AUTH + self._token)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.live.done():
@@ -252,7 +250,7 @@ async def measure(cluster: Cluster, call: argparse.Namespace, queue: str) -> Res
 def table(results: list[Result]) -> str:
     """The results, for people and for the documentation."""
     rows = [
-        "| queue | pushes | deliveries | lost | out of order | twice | p50 | p99 | max | CPU: a node | queue | others |",
+        "| queue | pushes | deliveries | lost | disorder | twice | p50 | p99 | max | node | queue | others |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows += [

@@ -208,6 +208,7 @@ class Conversation(Connection):
 
     def on_leave(self) -> None:
         """See :meth:`Connection.on_leave`."""
+        self.expiry = inf  # the farewell has a time of its own
         if self.channel.inbox is not None:
             self.written = self.channel.inbox.close()
             self.channel.inbox = None  # it refers to the channel

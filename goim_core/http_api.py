@@ -2,7 +2,8 @@
 
 Every answer is HTTP 200 with ``{"code":0,"message":"","data":...}``; ``data`` is left out where there is
 none, as goim does for a push. A request that cannot be served has code -400 and a message that names the
-parameter; a push that the server could not take has code -500.
+parameter; a push that the server could not take has code -500. Only a fault, such as a storage that raises
+what is no :class:`~goim_core.errors.GoimError`, is HTTP 500, as a panic is in goim; its code is -500 too.
 
 Parameters are in the query, the body of a POST is the push. A parameter that is empty counts as missing,
 and the first of a repeated one counts, but for ``keys``, ``mids`` and ``rooms``, which are lists.
@@ -36,7 +37,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Service(Protocol):
-    """What the API is the door to. :class:`goim_core.logic.Logic` is one."""
+    """What the API is the door to. :class:`goim_core.Server` is one."""
 
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes) -> None:
         """Push to the connections with these keys that accept ``op``."""

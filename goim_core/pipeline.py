@@ -29,6 +29,7 @@ from goim_core.options import Options
 from goim_core.queue import Queue
 from goim_core.reactor import Reactor
 from goim_core.registry import Registry
+from goim_core.session import Session
 from goim_core.tls import TLSSocket
 from goim_core.websocket import WebSocketWire
 from goim_core.wire import TCPWire, Wire
@@ -62,6 +63,7 @@ class Pipeline:
     async def run(self, sockets: list[tuple[str, socket.socket]], *, task_status: TaskStatus[None]) -> None:
         """Serve what comes in at ``sockets``, each with the name of its door, until :meth:`end`."""
         options, deadlines, reactor = self.options, self.deadlines, self.new_reactor()
+        self.registry.on_replaced = self._replaced
         # Shielded: when the program around is cancelled, stopping still needs all of this to go on.
         with anyio.CancelScope(shield=True) as self._scope:
             async with anyio.create_task_group() as self._tasks:
@@ -110,6 +112,12 @@ class Pipeline:
             Conversation.open(secured, new_wire(), edge, stage, address)
 
         return accept_http if door == "http" else accept
+
+    def _replaced(self, session: Session) -> None:
+        channel = self.comet.buckets.get(session.key)
+        if channel is not None and channel.session is session:
+            why = Disconnect("replaced by a newer connection with the same key", CloseCode.REPLACED)
+            channel.port.close(why)
 
     async def stop(self) -> None:
         """Let no one in any more, send what was accepted, tell the clients, wait for hooks, and close."""

@@ -40,6 +40,8 @@ class _Watch:
     """How many connections each user has in the room."""
     before: dict[int, bool] = Factory(dict)
     """Whether each user of whom something changed was in the room at the last event."""
+    due: bool = False
+    """A timer runs, for what there is to tell, or to see whether anybody watches still."""
 
     def count(self, mid: int, change: int) -> None:
         self.before.setdefault(mid, self.connections[mid] > 0)
@@ -81,8 +83,11 @@ class Presence:
         watch = self._watches.get(room.id)
         if watch is not None:
             watch.watchers.pop(channel, None)
-            if not watch.watchers:
+            if not room.members:
                 del self._watches[room.id]
+            elif not watch.watchers:
+                # Not forgotten at once: counting the room anew for who asks again and again would take long.
+                self._later(watch)
 
     def entered(self, room: Room[Channel], channel: Channel) -> None:
         """``channel`` is in ``room`` now."""
@@ -95,15 +100,21 @@ class Presence:
 
     def _changed(self, room: Room[Channel], channel: Channel, change: int) -> None:
         watch = self._watches.get(room.id)
-        if watch is None:
-            return
-        if not watch.before:
+        if watch is not None:
+            self._later(watch)
+            watch.count(channel.session.mid, change)
+
+    def _later(self, watch: _Watch) -> None:
+        if not watch.due:
+            watch.due = True
             due = self._deadlines.clock.now() + self._wait
             self._deadlines.watch(Timer(due, lambda: self._tell(watch)))
-        watch.count(channel.session.mid, change)
 
     def _tell(self, watch: _Watch) -> None:
+        watch.due = False
         if not watch.watchers:
+            if self._watches.get(watch.room.id) is watch:
+                del self._watches[watch.room.id]
             return
         for joined, left in _parts(*watch.changes()):
             event = {"room_id": watch.room.id, "joined": joined, "left": left, "online": watch.room.online}

@@ -6,7 +6,7 @@ goim keeps this in Redis. A route is one connection: its user, its key, and the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import field, frozen
 
@@ -27,8 +27,16 @@ class Online:
     addresses: int = 0
 
 
+def _nobody_to_tell(_: Session) -> None:
+    pass
+
+
 class Registry(ABC):
     """Knows which server holds which connection. A method may be plain or an ``async def``."""
+
+    on_replaced: Callable[[Session], object] = staticmethod(_nobody_to_tell)
+    """The server's: to be called with a session of this node whose key a connection of another node has taken
+    over; more than once does no harm."""
 
     @abstractmethod
     def add(self, session: Session) -> MaybeAwaitable[None]:

@@ -175,6 +175,29 @@ def test_acknowledgements_that_are_refused() -> None:
     inbox.take(2, 0)
     inbox.acknowledge(2, 0, 0)
     assert (inbox.due_at(), inbox.settled) == (math.inf, True)
+    inbox.connected()  # which may be let do what the last one was not
+    assert inbox.next_ack(3) == 2
+    inbox.confirm(2)
+    assert inbox.settled
+
+
+def test_a_refusal_to_an_inbox_that_is_no_more() -> None:
+    """A server without its old messages refuses a number that it has not; its new ones are acknowledged."""
+    inbox = Inbox()
+    inbox.connected()
+    assert all(inbox.take(number, 0) for number in (1, 2, 3))
+    for number, now in ((1, 1), (2, 2)):
+        inbox.acknowledge(number, 0, now)
+        assert inbox.next_ack(now + 1) == number
+        inbox.confirm(number)
+    inbox.acknowledge(3, 0, 3)
+    assert inbox.next_ack(4) == 3
+    inbox.connected()
+    assert inbox.next_ack(4) == 3
+    assert inbox.take(1, 4)
+    inbox.refused()
+    inbox.acknowledge(1, inbox.epoch, 4)
+    assert inbox.next_ack(5) == 1
 
 
 @given(st.lists(st.sampled_from(["begin", "forget", "reply", "refuse"]), max_size=60), st.randoms())

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from goim_core import CloseCode, Disconnect, OpenAuth, Options, Server, Session
+from goim_core import CloseCode, Disconnect, OpenAuth, Options, Server
 from goim_core.adapters.redis import RedisRegistry
 from goim_core.adapters.redis_queue import RedisQueue
 from goim_core.client import Backoff, Client, connect
@@ -128,14 +128,6 @@ async def test_nodes_know_how_many_are_online_on_all(url: str) -> None:
 
 async def test_a_client_that_comes_to_another_node_with_its_key_is_there_only(url: str) -> None:
     async with two_nodes(url) as (one, two), guest(one, 7, key="k", backoff=None) as old:
-
-        def close(session: Session) -> None:
-            channel = one._comet.buckets.get(session.key)
-            if channel is not None and channel.session is session:
-                channel.port.close(Disconnect("replaced", CloseCode.REPLACED))
-
-        assert isinstance(one._registry, RedisRegistry)
-        one._registry.on_replaced = close
         async with guest(two, 7, key="k") as new:
             with pytest.raises(Disconnect) as caught:
                 await old.receive()

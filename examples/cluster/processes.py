@@ -25,10 +25,10 @@ class NotStarted(Exception):
 
 
 class Process:
-    """``command``, which listens at ``port`` and says what matches ``ready`` when it does (if it says anything).
+    """``command``, which listens at ``port``; ``ready`` matches what it then says, if it says anything.
 
-    What it says is in ``log``. It has a session of its own, so that Ctrl+C reaches only who started it, and
-    that stops it in its order.
+    All that it says is in ``log``. It has a session of its own: Ctrl+C reaches only who started it, who then
+    stops it in its turn.
     """
 
     def __init__(

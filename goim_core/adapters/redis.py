@@ -16,7 +16,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
@@ -95,9 +95,6 @@ class RedisRegistry(Registry):
         self._beat_at = 0.0
         self._taken = False
         self._replaced: set[Session] = set()
-        self.on_replaced: Callable[[Session], None] = _nobody
-        """Called with a session of this node whose key a newer connection has on another; again every second
-        until it is removed, because it may be on its way in."""
 
     # The contract.
 
@@ -228,7 +225,7 @@ class RedisRegistry(Registry):
         await self._remove_forgotten()
         await self._renew(self._due())
         for session in tuple(self._replaced):
-            self.on_replaced(session)
+            self.on_replaced(session)  # each time until it is removed: it may be on its way in
 
     async def _live(self) -> None:
         """Give a sign of life, and see that everything is as this node left it."""
@@ -300,6 +297,7 @@ class RedisRegistry(Registry):
             return
         if not route.order:
             route.order = answer
+            self._replaced.discard(route.session)
             self._routes[route.session.key] = route
         self._renewed(route)
 
@@ -342,7 +340,3 @@ def _rows(values: list[bytes], width: int) -> Iterator[tuple[str, ...]]:
 def _pages(values: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(values), PAGE):
         yield values[start : start + PAGE]
-
-
-def _nobody(_: Session) -> None:
-    pass

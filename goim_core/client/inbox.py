@@ -44,10 +44,10 @@ class Inbox:
         self._under_way = False
 
     def connected(self) -> None:
-        """A new connection: the acknowledgement that was under way may have been lost."""
+        """A new connection: the acknowledgement that was under way may have been lost, or is taken now."""
         self._floor = self.confirmed
-        if self._under_way:
-            self._under_way = False
+        if self._under_way or self._refused:
+            self._under_way = self._refused = False
             self._sent = min(self._sent, self.confirmed)
             self._since = -math.inf
 
@@ -125,5 +125,6 @@ class Inbox:
 
     def refused(self) -> None:
         """The server takes no acknowledgements of this connection: it counts what it has written."""
-        self._under_way = False
-        self._refused = True
+        if self._under_way:  # else it was of an inbox that has begun anew meanwhile
+            self._under_way = False
+            self._refused = True
