@@ -1,6 +1,6 @@
 """Who comes into a room and who leaves it, told to those who asked. Sync.
 
-Nothing is kept for a room that nobody watches: its count is the number of its members. While it is
+Nothing is kept for a room that nobody watches, a second later: its count is the number of its members. While it is
 watched, users are counted (one may have several connections), and what changes within a second is one
 message.
 """
@@ -58,7 +58,7 @@ class _Watch:
 
 
 class Presence:
-    """The rooms that are watched; events come ``wait`` seconds after the first change."""
+    """The rooms that are watched; events come ``wait`` seconds after the first change at the latest."""
 
     def __init__(self, deadlines: Deadlines, wait: float = WAIT) -> None:
         self._deadlines = deadlines
@@ -76,6 +76,8 @@ class Presence:
             watch.connections.update(member.session.mid for member in room.members)
         if len(watch.watchers) >= MAX_WATCHERS and channel not in watch.watchers:
             raise Refused(f"{MAX_WATCHERS} connections watch this room already", ErrorCode.TOO_MANY)
+        if not watch.watchers:
+            watch.before.clear()  # what changed while nobody watched is no news
         watch.watchers[channel] = None
 
     def unwatch(self, room: Room[Channel], channel: Channel) -> None:

@@ -283,6 +283,7 @@ class Feed:
     """Writes down what it is fed."""
 
     fed: list[tuple[int, int, bytes]] = field(factory=list)
+    saved: int = 0
 
     def push(self, seq: int, op: int, packet: Packet) -> None:
         frame = split(packet.forms[TCP])[0]
@@ -291,7 +292,7 @@ class Feed:
 
     def go_on(self) -> None: ...
 
-    def written(self) -> int:
+    def beat(self) -> int:
         return 0
 
     def close(self) -> int:

@@ -167,8 +167,8 @@ def test_when_the_last_watcher_leaves_nothing_is_kept() -> None:
     hall.put(3)
     hall.unwatch(other)
     hall.comet.change_room(watcher.channel, "")
-    assert hall.presence._watches == {}
     hall.pass_time()
+    assert hall.presence._watches == {}
     assert watcher.frames() == other.frames() == []
     # Whoever asks next begins anew: what changed before is no news, and counts are right.
     hall.put(4)
@@ -178,6 +178,31 @@ def test_when_the_last_watcher_leaves_nothing_is_kept() -> None:
     hall.put(5)
     hall.pass_time()
     assert events(other) == [([5], [], 4)]
+
+
+def test_who_asks_again_and_again_has_the_room_counted_once_a_second() -> None:
+    hall = Hall()
+    watcher = hall.watching(1)
+    counted = hall.presence._watches[ROOM]
+    for mid in range(2, 9):
+        hall.unwatch(watcher)
+        hall.put(mid)
+        hall.watch(watcher)
+    hall.put(9)
+    assert hall.presence._watches[ROOM] is counted
+    assert sum(map(len, hall.deadlines._slots.values())) == 1
+    hall.pass_time()
+    assert events(watcher) == [([9], [], 9)], "what came while it did not watch is no news"
+
+
+def test_an_empty_room_is_forgotten_at_once() -> None:
+    hall = Hall()
+    hall.comet.remove(hall.watching(1).channel)
+    assert hall.presence._watches == {}
+    watcher = hall.watching(1)
+    hall.put(2)
+    hall.pass_time()
+    assert events(watcher) == [([2], [], 2)]
 
 
 def test_a_room_that_nobody_watches_costs_nothing() -> None:
@@ -206,6 +231,7 @@ def test_watching_twice_is_watching_once() -> None:
     assert len(events(watcher)) == 1
     hall.unwatch(watcher)
     hall.unwatch(watcher)
+    hall.pass_time()
     assert hall.presence._watches == {}
 
 
