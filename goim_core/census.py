@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 
 from goim_core.clock import Clock
 from goim_core.comet import Comet
 from goim_core.errors import GoimError
+from goim_core.flow import settled
 from goim_core.registry import Registry
 
 __all__ = ["Census"]
@@ -30,8 +30,7 @@ class Census:
             return
         while True:
             try:
-                elsewhere = self._registry.report(self._comet.census())
-                self._comet.elsewhere = await elsewhere if inspect.isawaitable(elsewhere) else elsewhere
+                self._comet.elsewhere = await settled(self._registry.report(self._comet.census()))
             except GoimError as error:
                 _log.warning("counts of other nodes are not fresh: %s", error)
             await self._clock.sleep(self._interval)

@@ -181,8 +181,10 @@ class Channel:
         return rooms
 
     def push(self, packet: Packet) -> None:
-        """Send ``packet``, or let it wait, or drop and count it by the outbox policy."""
+        """Send ``packet``, or let it wait, or drop it by the outbox policy; what becomes of it is counted."""
+        dropped = self.drops
         deliver((self,), packet)
+        self.port.counters.deliveries += packet.count - (self.drops - dropped)
 
     def reply(self, data: bytes) -> None:
         """Send bytes that answer this client, already in the form of its wire.

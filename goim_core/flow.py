@@ -29,7 +29,7 @@ from goim_core.errors import (
 )
 from goim_core.session import MaybeAwaitable
 
-__all__ = ["Exchanges", "Flow", "attempt", "settle"]
+__all__ = ["Exchanges", "Flow", "attempt", "settle", "settled"]
 
 T = TypeVar("T")
 Flow: TypeAlias = Generator[Awaitable[Any], Any, T]
@@ -42,6 +42,11 @@ def settle(value: MaybeAwaitable[T]) -> Flow[T]:
     if inspect.isawaitable(value):
         return cast("T", (yield value))
     return value
+
+
+async def settled(value: MaybeAwaitable[T]) -> T:
+    """The same for a coroutine: ``await settled(hook.method(...))``."""
+    return cast("T", await value if inspect.isawaitable(value) else value)
 
 
 def attempt(flow: Flow[None]) -> Flow[Disconnect | None]:

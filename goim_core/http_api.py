@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from inspect import isawaitable
 from typing import Any, Protocol
 
 from goim_core.errors import ConfigurationError, GoimError
+from goim_core.flow import settled
 from goim_core.http_door import JSON, Handler, Request, Response, Routes
 from goim_core.protocol import INT32_MAX, pushable
 from goim_core.session import MaybeAwaitable, check_room_id
@@ -151,9 +151,7 @@ def _answered(call: Callable[[Request], MaybeAwaitable[Any]]) -> Handler:
 
     async def handle(request: Request) -> Response:
         try:
-            data = call(request)
-            if isawaitable(data):
-                data = await data
+            data = await settled(call(request))
         except _BadRequest as reason:
             return _answer(BAD_REQUEST, str(reason))
         except ConfigurationError as reason:  # it asks for what this server has not got

@@ -15,7 +15,6 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Mapping
-from inspect import isawaitable
 from typing import TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -25,6 +24,7 @@ import h11
 from attrs import frozen
 
 from goim_core.errors import ConfigurationError, HookError
+from goim_core.flow import settled
 from goim_core.session import MaybeAwaitable
 
 __all__ = ["JSON", "HTTPDoor", "Handler", "Request", "Response", "Routes", "error"]
@@ -147,10 +147,7 @@ class HTTPDoor:
             allow = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
             return _message(error(405, f"{request.path}: expected {allow}", (("Allow", allow),)))
         try:
-            response = handler(request)
-            if isawaitable(response):
-                response = await response
-            return _message(_checked(response))
+            return _message(_checked(await settled(handler(request))))
         except Exception:  # noqa: BLE001 - the border to the application's routes: its faults end here
             _log.exception("%s %s: the route failed", request.method, request.path)
             return _message(error(500, "internal error"))

@@ -57,7 +57,7 @@ class Inbox:
         if not seq:
             if not self.behind:
                 self._live(op, packet)
-            elif not self._hold(op, packet):
+            elif op in channel.accepts and not self._hold(op, packet):
                 channel.dropped(packet.count, "inbox")
             return
         self.announced = max(self.announced, seq)
@@ -173,9 +173,7 @@ class Inbox:
 
     def _live(self, op: int, packet: Packet) -> None:
         if op in self.channel.accepts:
-            dropped = self.channel.drops
             self.channel.push(packet)
-            self.channel.port.counters.deliveries += packet.count - (self.channel.drops - dropped)
 
     def _failed(self, error: Refused | Disconnect) -> None:
         self.reading = False

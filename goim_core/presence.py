@@ -1,8 +1,8 @@
 """Who comes into a room and who leaves it, told to those who asked. Sync.
 
-Nothing is kept for a room that nobody watches, a second later: its count is the number of its members. While it is
-watched, users are counted (one may have several connections), and what changes within a second is one
-message.
+Nothing is kept for a room that nobody has watched for a second: its count is the number of its members.
+While it is watched, users are counted (one may have several connections), and what changes within a second
+is one message.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ class Presence:
             body = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
             packet = Packet([encode(Op.PRESENCE, body)])
             for channel in [c for c in watch.watchers if Op.PRESENCE in c.accepts]:
-                dropped = channel.drops
                 channel.push(packet)
-                channel.port.counters.deliveries += packet.count - (channel.drops - dropped)
 
 
 def _parts(joined: list[int], left: list[int]) -> Iterator[tuple[list[int], list[int]]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import anyio.lowlevel
 
 from goim_core.clock import Deadlines
 from goim_core.errors import ConfigurationError, Disconnect, HookError, QueueFull, StorageError
+from goim_core.flow import settled
 from goim_core.protocol import INT32_MAX, Op, pushable
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.registry import Registry
-from goim_core.session import MaybeAwaitable, Session, check_room_id
+from goim_core.session import Session, check_room_id
 from goim_core.storage import MAX_IDEMPOTENCY_KEY, StorageHook, StorePolicy
 from goim_core.wire import disconnect_body
 
@@ -42,7 +42,7 @@ class Publisher:
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes, *, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_keys`."""
         _check_push(op, body)
-        routes = await _settled(self._registry.keys(_many(keys, str, "keys")))
+        routes = await settled(self._registry.keys(_many(keys, str, "keys")))
         for server, found in routes.items():
             msg = PushMsg(PushType.PUSH, op, body, server=server, keys=tuple(found))
             await self._queue.publish(msg, nowait=nowait)
@@ -79,7 +79,7 @@ class Publisher:
         await self._publish(sessions, numbers, op, body, nowait)
 
     async def _sessions(self, mids: Sequence[int]) -> list[Session]:
-        return list(await _settled(self._registry.mids(mids)))
+        return list(await settled(self._registry.mids(mids)))
 
     async def _store(
         self, storage: StorageHook, mids: Sequence[int], op: int, body: bytes, idempotency_key: str
@@ -93,7 +93,7 @@ class Publisher:
             return {}
         numbers: object = None
         with self._deadlines.move_on_after(self._timeout) as timer:
-            numbers = await _settled(storage.append(mids, int(op), body, idempotency_key=idempotency_key))
+            numbers = await settled(storage.append(mids, int(op), body, idempotency_key=idempotency_key))
         if timer.cancelled_caught:
             raise StorageError(f"the storage took longer than {self._timeout:g} s: the push may be in it")
         if not isinstance(numbers, dict) or not all(_is_number(numbers.get(mid)) for mid in mids):
@@ -131,7 +131,7 @@ class Publisher:
 
     async def disconnect_keys(self, keys: Iterable[str], why: Disconnect) -> None:
         """See :meth:`goim_core.hooks.Pusher.disconnect_keys`."""
-        routes = await _settled(self._registry.keys(_many(keys, str, "keys")))
+        routes = await settled(self._registry.keys(_many(keys, str, "keys")))
         for server, found in routes.items():
             await self._disconnect(server, found, why)
 
@@ -155,10 +155,6 @@ class Publisher:
 def _is_number(value: object) -> bool:
     # Beyond an int32 it fits no frame: an inbox that is full for ever.
     return type(value) is int and 0 < value <= INT32_MAX
-
-
-async def _settled(value: MaybeAwaitable[T]) -> T:
-    return cast("T", await value if inspect.isawaitable(value) else value)
 
 
 async def _let_others_run() -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 from attrs import evolve
 
@@ -173,16 +174,26 @@ class Server:
                 self._node = evolve(self._node, addrs=nodes.listening(sockets, self._node.host))
                 opened.push_async_callback(self._discovery.aclose)
                 await self._discovery.start(self.node)
+                # Whoever was cancelled meanwhile goes no further: half started it could not be stopped.
+                await anyio.lowlevel.checkpoint_if_cancelled()
+                await self._begin(sockets)
                 self._opened = opened.pop_all()
         except BaseException:
             for _, sock in sockets:
                 sock.close()
             raise
-        self._tasks = await anyio.create_task_group().__aenter__()
-        await self._tasks.start(self._pipeline.run, sockets)
         self._running = True
         _log.info("listening: %s", self.addresses)
         return self
+
+    async def _begin(self, sockets: list[tuple[str, socket.socket]]) -> None:
+        self._tasks = await anyio.create_task_group().__aenter__()
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._tasks.start(self._pipeline.run, sockets)
+        except BaseException as error:
+            await self._ended(type(error), error, error.__traceback__)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

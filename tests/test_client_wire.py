@@ -130,7 +130,7 @@ def test_a_handshake_that_is_refused() -> None:
     next(server.events())
     head = server.send(RejectConnection(status_code=503, has_body=True, headers=[(b"content-length", b"2")]))
     wire.receive(head + server.send(RejectData(data=b"no")))
-    with pytest.raises(ProtocolError, match="HTTP 503"):
+    with pytest.raises(ProtocolError, match="HTTP 503: no$"):
         wire.open()
 
 

@@ -120,7 +120,7 @@ def test_each_protocol_library_has_its_place() -> None:
         library: {module for module in MODULES if library in outer(module)} for library in ("wsproto", "h11")
     }
     assert users == {
-        "wsproto": {"websocket", "handshake", "client.wire", "testing.wire"},
+        "wsproto": {"websocket", "handshake", "client.wire"},
         "h11": {"http_door", "client.nodes"},
     }
 

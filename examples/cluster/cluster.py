@@ -16,7 +16,7 @@ __all__ = ["Cluster", "Node"]
 
 
 class Node(Process):
-    """One node: its page is at ``page``, clients connect at ``tcp``."""
+    """One node: its page is at ``page``, clients connect at ``tcp`` and at the port ``ws``."""
 
     def __init__(self, name: str, program: Sequence[str], shared: Sequence[str], folder: Path) -> None:
         tcp, ws, http = free_ports(3)
@@ -25,6 +25,7 @@ class Node(Process):
         super().__init__(name, command, port=http, folder=folder, ready="^ready")
         self.page = f"http://127.0.0.1:{http}/"
         self.tcp = f"tcp://127.0.0.1:{tcp}"
+        self.ws = ws
 
 
 class Cluster:

@@ -32,6 +32,8 @@ __all__ = ["MAX_MESSAGE", "ClientWire", "PlainWire", "WebSocketWire"]
 
 MAX_MESSAGE = 64 << 20
 """The largest frame or WebSocket message that is taken from a server, in bytes."""
+REASON = 200
+"""How much is shown of what a server says to a handshake that it refuses, in bytes."""
 
 
 class ClientWire(ABC):
@@ -150,7 +152,8 @@ class WebSocketWire(ClientWire):
             if not event.has_body:
                 raise ProtocolError(self._refused)
         elif isinstance(event, RejectData):
-            raise ProtocolError(self._refused)
+            said = event.data[:REASON].decode(errors="replace").strip()
+            raise ProtocolError(f"{self._refused}: {said}" if said else self._refused)
 
     def _on_data(self, event: BytesMessage | TextMessage) -> None:
         data = event.data.encode() if isinstance(event, TextMessage) else event.data

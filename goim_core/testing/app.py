@@ -12,6 +12,7 @@ import anyio.to_thread
 from attrs import define, field
 
 from goim_core.auth import OpenAuth
+from goim_core.client.wire import ClientWire, PlainWire, WebSocketWire
 from goim_core.connection import Connection
 from goim_core.errors import CloseCode, ConfigurationError, Disconnect
 from goim_core.hooks import AuthHook, MessageHook, RoomHook, SessionHook
@@ -26,7 +27,6 @@ from goim_core.testing.link import CAPACITY, Link, MemoryReactor
 from goim_core.testing.queue import FaultyQueue
 from goim_core.testing.quiet import all_blocked, others_may_wake
 from goim_core.testing.report import Body, as_bytes
-from goim_core.testing.wire import ClientWire, TCPClientWire, WebSocketClientWire
 
 __all__ = ["App", "running"]
 
@@ -105,9 +105,9 @@ class App:
         if wire == "tcp":
             if path is not None or headers:
                 raise ValueError("path, headers: expected none, TCP has no handshake")
-            ends = TCPClientWire()
+            ends = PlainWire()
         elif wire == "ws":
-            ends = WebSocketClientWire(path or self.server.options.ws_path, headers)
+            ends = WebSocketWire("localhost", path or self.server.options.ws_path, headers)
         else:
             raise ValueError(f"wire: expected 'tcp' or 'ws', got {wire!r}")
         link = Link(capacity)
@@ -115,7 +115,7 @@ class App:
         connection = cast("Connection", self.server.links.source(link))
         client = Client(link, connection, ends, self.idle, self._note)
         self._clients.append(client)
-        link.write(ends.opening())
+        link.write(ends.opening)
         await self.idle()
         return client
 

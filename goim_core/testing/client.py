@@ -9,14 +9,13 @@ from itertools import count
 import anyio.lowlevel
 from attrs import define, field
 
+from goim_core.client.wire import ClientWire, PlainWire
 from goim_core.connection import Connection
-from goim_core.errors import CloseCode, Disconnect
+from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import EXTENSION_OPS, Frame, Op, encode
 from goim_core.session import Session
 from goim_core.testing.link import Link
 from goim_core.testing.report import Body, Expected, as_bytes, describe, matches, wanted
-from goim_core.testing.wire import ClientWire
-from goim_core.wire import read_disconnect
 
 __all__ = ["Client"]
 
@@ -104,7 +103,7 @@ class Client:
         """Close the connection as a client does; over WebSocket the server answers first."""
         if self.link.gone:
             return
-        farewell = self._wire.farewell() if self.link.fileno() >= 0 else b""
+        farewell = self._wire.answers() + self._wire.farewell() if self.link.fileno() >= 0 else b""
         if farewell:
             self.link.write(farewell)
         if self.link.ended or not farewell:
@@ -192,23 +191,27 @@ class Client:
         data = self.link.read()
         if data:
             self._receive(data)
-        self.told = self.told or self._wire.closed
         if self.link.over and not self.link.gone:
             self.close()
             return True
         return False
 
     def _receive(self, data: bytes) -> None:
-        try:
-            frames = self._wire.receive(data)
-        except BaseException:
-            self.link.reset()  # the server has a fault, which is told once
-            raise
-        for frame in frames:
-            if frame.op == Op.DISCONNECT_REPLY:
-                self.told = read_disconnect(frame.body)
+        self._wire.receive(data)
+        more = True
+        while more:
+            try:
+                frame = self._wire.next_frame()
+            except Disconnect as told:
+                self.told = self.told or told  # the close frame of a WebSocket says it once more
+            except ProtocolError as error:
+                if self._wire.opened:
+                    self.link.reset()  # the server has a fault, which is told once
+                    raise
+                self.told = self.told or Disconnect(error.reason, error.code)  # it refused the handshake
             else:
-                self._arrived.append(frame)
+                more = frame is not None
+                self._arrived += [frame] if frame is not None else []
 
     def _kind(self, frame: Frame) -> str:
         if (frame.seq, frame.op if frame.seq == 0 else -1) in self._asked:
@@ -248,4 +251,5 @@ class Client:
 
     def __repr__(self) -> str:
         session = self.session
-        return f"<{self._wire.kind} client {f'of user {session.mid}' if session.key else '(not let in)'}>"
+        kind = "tcp" if isinstance(self._wire, PlainWire) else "ws"
+        return f"<{kind} client {f'of user {session.mid}' if session.key else '(not let in)'}>"

@@ -13,40 +13,34 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from goim_core.session import MaybeAwaitable
+from goim_core.flow import settled
 from goim_core.storage import StorageHook, Stored
 from goim_core.testing.clock import ManualClock
 
 __all__ = ["StorageContract"]
 
-T = TypeVar("T")
 MANY = 1 << 30
-
-
-async def _settled(value: MaybeAwaitable[T]) -> T:
-    return cast("T", await value if inspect.isawaitable(value) else value)
 
 
 async def _append(
     storage: StorageHook, mids: Sequence[int], body: bytes = b"body", *, op: int = 1000, key: str = ""
 ) -> dict[int, int]:
-    return await _settled(storage.append(mids, op, body, idempotency_key=key))
+    return await settled(storage.append(mids, op, body, idempotency_key=key))
 
 
 async def _after(
     storage: StorageHook, mid: int, seq: int = 0, limit: int = 1000, size: int = MANY
 ) -> list[Stored]:
-    return list(await _settled(storage.after(mid, seq, limit, size)))
+    return list(await settled(storage.after(mid, seq, limit, size)))
 
 
 async def _numbers(
@@ -56,11 +50,11 @@ async def _numbers(
 
 
 async def _acknowledge(storage: StorageHook, mid: int, device: str, seq: int) -> int:
-    return await _settled(storage.acknowledge(mid, device, seq))
+    return await settled(storage.acknowledge(mid, device, seq))
 
 
 async def _cursor(storage: StorageHook, mid: int, device: str) -> int:
-    return await _settled(storage.cursor(mid, device))
+    return await settled(storage.cursor(mid, device))
 
 
 def _own_time(storage: StorageHook) -> ManualClock:
@@ -136,8 +130,8 @@ class StorageContract:
                 assert await _numbers(storage, mid) == [1]
                 assert await _acknowledge(storage, mid, "phone", 1) == 1
                 assert await _cursor(storage, mid, "phone") == 1
-                await _settled(storage.saw(mid, 5.0))
-            assert await _settled(storage.last_seen(mids)) == dict.fromkeys(mids, 5.0)
+                await settled(storage.saw(mid, 5.0))
+            assert await settled(storage.last_seen(mids)) == dict.fromkeys(mids, 5.0)
 
     @pytest.mark.parametrize("size", [0, 1, 1 << 20])
     async def test_a_body_may_be_empty_and_large(self, size: int) -> None:
@@ -340,15 +334,15 @@ class StorageContract:
 
     async def test_a_user_is_last_seen_when_it_was_said(self) -> None:
         async with self.opened() as storage:
-            assert await _settled(storage.last_seen([7, 8])) == {}
-            await _settled(storage.saw(7, 1_700_000_000.123456))
-            await _settled(storage.saw(8, 5.0))
-            await _settled(storage.saw(8, 4.0))
-            assert await _settled(storage.last_seen([9, 8, 7])) == {7: 1_700_000_000.123456, 8: 4.0}
-            assert await _settled(storage.last_seen([8])) == {8: 4.0}
-            assert await _settled(storage.last_seen([])) == {}
+            assert await settled(storage.last_seen([7, 8])) == {}
+            await settled(storage.saw(7, 1_700_000_000.123456))
+            await settled(storage.saw(8, 5.0))
+            await settled(storage.saw(8, 4.0))
+            assert await settled(storage.last_seen([9, 8, 7])) == {7: 1_700_000_000.123456, 8: 4.0}
+            assert await settled(storage.last_seen([8])) == {8: 4.0}
+            assert await settled(storage.last_seen([])) == {}
             assert await _append(storage, [7]) == {7: 1}
-            assert await _settled(storage.last_seen([7])) == {7: 1_700_000_000.123456}
+            assert await settled(storage.last_seen([7])) == {7: 1_700_000_000.123456}
 
     async def test_a_hundred_at_once_each_get_a_number_of_their_own(self) -> None:
         async with self.opened() as storage:
@@ -393,12 +387,12 @@ class StorageContract:
             await _append(first, [7, 8], b"one", key="k")
             await _append(first, [7], b"two")
             await _acknowledge(first, 7, "phone", 1)
-            await _settled(first.saw(7, 5.5))
+            await settled(first.saw(7, 5.5))
             await first.aclose()
             async with self.reopened(first) as storage:
                 found = await _after(storage, 7)
                 assert [(each.seq, each.body) for each in found] == [(1, b"one"), (2, b"two")]
                 assert await _cursor(storage, 7, "phone") == 1
-                assert await _settled(storage.last_seen([7, 8])) == {7: 5.5}
+                assert await settled(storage.last_seen([7, 8])) == {7: 5.5}
                 assert await _append(storage, [7, 8], key="k") == {7: 1, 8: 1}
                 assert await _append(storage, [7, 8]) == {7: 3, 8: 2}

@@ -64,8 +64,8 @@ class Lives:
 
     @asynccontextmanager
     async def dialed(self, door: str, receive_buffer: int = 0) -> AsyncIterator[Client]:
-        """A client. It may raise one of GONE, which ends the block: the server has been killed."""
-        with suppress(*GONE), socket.socket() as sock:
+        """A client. It may raise one of GONE, here or in the block: the server has been killed."""
+        with socket.socket() as sock:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if receive_buffer:

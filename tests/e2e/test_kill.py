@@ -10,6 +10,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -21,7 +22,7 @@ from attrs import Factory, define
 from tests.e2e.clients import Client, frame, op_of
 from tests.e2e.doomed import STEPS
 from tests.e2e.inboxes import ACK, ACKS, OP, seq_of
-from tests.e2e.lives import Lives
+from tests.e2e.lives import GONE, Lives
 from tests.postgres import HOW_TO_GET_ONE, PostgresServer, programs
 
 pytestmark = pytest.mark.anyio
@@ -80,27 +81,31 @@ class Reader:
 
     async def read(self, lives: Lives) -> None:
         """Read until the server dies."""
-        async with lives.dialed("tcp") as client:
-            await client.login(mid=1, device="phone", accepts=ACKS)
-            before = None
-            while True:
-                data = await client.frame()
-                if op_of(data) == ACK + 1:
-                    self.acknowledged = int(data[16:])
-                    continue
-                seq, body = seq_of(data), data[16:]
-                assert data == frame(OP, body, seq=seq)
-                if before is None:
-                    assert self.acknowledged < seq <= len(self.seen) + 1
-                else:
-                    assert seq == before + 1
-                before = seq
-                if seq <= len(self.seen):
-                    assert body == self.seen[seq - 1]  # a number is one message, for ever
-                else:
-                    self.seen.append(body)
-                if self.choose.random() < 0.3:
-                    await client.send(frame(ACK, b"%d" % seq))
+        with suppress(*GONE):
+            async with lives.dialed("tcp") as client:
+                await self._read(client)
+
+    async def _read(self, client: Client) -> None:
+        await client.login(mid=1, device="phone", accepts=ACKS)
+        before = None
+        while True:
+            data = await client.frame()
+            if op_of(data) == ACK + 1:
+                self.acknowledged = int(data[16:])
+                continue
+            seq, body = seq_of(data), data[16:]
+            assert data == frame(OP, body, seq=seq)
+            if before is None:
+                assert self.acknowledged < seq <= len(self.seen) + 1
+            else:
+                assert seq == before + 1
+            before = seq
+            if seq <= len(self.seen):
+                assert body == self.seen[seq - 1]  # a number is one message, for ever
+            else:
+                self.seen.append(body)
+            if self.choose.random() < 0.3:
+                await client.send(frame(ACK, b"%d" % seq))
 
 
 async def post(client: Client, mids: list[int], key: str) -> None:
@@ -118,10 +123,11 @@ async def post(client: Client, mids: list[int], key: str) -> None:
 
 async def push(lives: Lives, ledger: Ledger, pusher: int) -> None:
     """Push until the server dies."""
-    async with lives.dialed("http") as client:
-        while True:
-            await post(client, MIDS[pusher], ledger.next(pusher))
-            ledger.accept(pusher)
+    with suppress(*GONE):
+        async with lives.dialed("http") as client:
+            while True:
+                await post(client, MIDS[pusher], ledger.next(pusher))
+                ledger.accept(pusher)
 
 
 async def life(lives: Lives, ledger: Ledger, reader: Reader, choose: random.Random) -> None:

@@ -6,15 +6,19 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from goim_core import (
     AuthHook,
     ConfigurationError,
     OpenAuth,
+    RoomHook,
     Server,
     ServerStopped,
 )
+from goim_core.reactor import Reactor
 from tests.e2e.clients import Client, frame, serve, until
 from tests.e2e.leftovers import DOORS, nothing_left
 
@@ -58,6 +62,41 @@ async def test_a_server_runs_once() -> None:
             await world.server.__aenter__()
     with pytest.raises(ServerStopped):
         await world.server.__aenter__()
+
+
+class Opened(RoomHook):
+    """Cancelled while it opens, it goes on, as a worker thread does."""
+
+    closed = False
+
+    async def start(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def test_who_is_cancelled_while_it_starts_does_not_hang() -> None:
+    rooms = Opened()
+    async with nothing_left():
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with Server(auth=OpenAuth(), rooms=rooms, tcp="127.0.0.1:0"):
+                raise AssertionError("it was cancelled before")
+    assert rooms.closed
+
+
+async def test_a_fault_at_the_start_comes_out_as_it_is() -> None:
+    def no_reactor() -> Reactor:
+        raise OSError("too many open files")
+
+    rooms = Opened()
+    async with nothing_left():
+        with pytest.raises(OSError, match="^too many open files$"):
+            async with Server(auth=OpenAuth(), rooms=rooms, tcp="127.0.0.1:0", reactor=no_reactor):
+                raise AssertionError("it cannot start")
+    assert rooms.closed
 
 
 async def test_a_server_without_doors() -> None:
