@@ -8,19 +8,18 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
 
 from goim_core.errors import ConfigurationError
 from goim_core.hooks import AuthHook
 from goim_core.session import AuthRequest, Session
-from goim_core.token_auth import CHOSEN, MAX_TOKEN, TokenAuth, once, refused
+from goim_core.token_auth import CHOSEN, MAX_TOKEN, TokenAuth, once, refused, session_of
 
 __all__ = ["OpenAuth", "SignedTokenAuth", "TokenAuth", "sign_token"]
 
 MIN_SECRET = 16
 """The shortest secret, in bytes."""
-MAX_TIME = 1e12
-"""The last time that is signed, in seconds since 1970: what is beyond (infinity too) is a mistake."""
 
 _log = logging.getLogger("goim_core.auth")
 
@@ -45,25 +44,7 @@ class OpenAuth(AuthHook):
             raise refused(f"token: expected a JSON object, got {type(token).__name__}")
         if "mid" not in token:
             raise refused("mid: missing from the token")
-        accepts = token.get("accepts") or []
-        if not isinstance(accepts, list):
-            raise refused(f"accepts: expected a list of operations, got {accepts!r:.80}")
-        try:
-            return Session(
-                mid=token["mid"],
-                key=_default(token.get("key")),
-                room_id=_default(token.get("room_id")),
-                platform=_default(token.get("platform")),
-                device=_default(token.get("device")),
-                accepts=accepts,
-            )
-        except ValueError as error:
-            raise refused(str(error)) from None
-
-
-def _default(value: Any) -> Any:
-    # Go reads a JSON null as the field's zero value.
-    return "" if value is None else value
+        return session_of({name: token[name] for name in ("mid", "key", *CHOSEN) if name in token})
 
 
 class SignedTokenAuth(TokenAuth):
@@ -145,8 +126,8 @@ def sign_token(
     secret = _secret("secret", secret)
     names: dict[str, Any] = {"room_id": room_id, "platform": platform, "device": device, "accepts": accepts}
     given = {name: value for name, value in names.items() if value is not None}
-    if isinstance(expires, int | float) and abs(expires) > MAX_TIME:
-        raise ValueError(f"expires: expected seconds since 1970, got {expires!r:.80}")
+    if expires == inf:
+        raise ValueError("expires: expected seconds since 1970, got infinity")
     session = Session(mid=mid, key=key, expires=expires, **given)
     claims: dict[str, Any] = {"mid": mid, "exp": int(expires) if expires % 1 == 0 else expires}
     if key:

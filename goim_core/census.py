@@ -28,9 +28,13 @@ class Census:
         """Work until cancelled; return at once for a registry that knows of no other node."""
         if type(self._registry).report is Registry.report:
             return
+        fresh = True
         while True:
             try:
                 self._comet.elsewhere = await settled(self._registry.report(self._comet.census()))
+                fresh = True
             except GoimError as error:
-                _log.warning("counts of other nodes are not fresh: %s", error)
+                if fresh:  # said once, until they are again
+                    _log.warning("counts of other nodes are not fresh: %s", error)
+                fresh = False
             await self._clock.sleep(self._interval)

@@ -96,6 +96,9 @@ def made(setting: str, choice: str) -> Any:
 
 def load(setting: str, name: str) -> Any:
     """The class ``name``, MODULE:CLASS; raises ConfigurationError that names the setting."""
+    expected = CHOICES.get(setting, "MODULE:CLASS")
+    if "//" in name:  # only its beginning is shown: there may be a password in the rest
+        raise ConfigurationError(f"{setting}: expected {expected}; got '{name.partition('//')[0]}//...'")
     module, colon, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute) if colon else None
@@ -103,6 +106,7 @@ def load(setting: str, name: str) -> Any:
         raise ConfigurationError(f"{setting}: cannot load {name!r}: {error}") from None
     kind = PARTS[setting]
     if not (isinstance(found, type) and issubclass(found, kind)):
-        expected = f"{CHOICES.get(setting, 'MODULE:CLASS')}, a subclass of {kind.__name__}"
-        raise ConfigurationError(f"{setting}: expected {expected}; got {name!r}")
+        raise ConfigurationError(
+            f"{setting}: expected {expected}, a subclass of {kind.__name__}; got {name!r}"
+        )
     return found

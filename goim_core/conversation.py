@@ -23,7 +23,7 @@ from goim_core.inbox import Inbox
 from goim_core.protocol import Frame, Op, encode
 from goim_core.session import AuthRequest, Session
 
-__all__ = ["Conversation"]
+__all__ = ["Conversation", "taken_over"]
 
 T = TypeVar("T")
 
@@ -100,7 +100,9 @@ class Conversation(Connection):
     def _admit(self, frame: Frame, session: Session) -> None:
         edge, channel = self.edge, self.channel
         if self.stage >= CLOSING:
-            edge.exchanges.begin(edge.logic.withdraw(session), _ignore, _ignore)
+            edge.exchanges.begin(
+                edge.logic.withdraw(session), functools.partial(self._withdrew, session.key), _ignore
+            )
             return
         channel.session = session
         replaced = edge.comet.put(channel)
@@ -111,9 +113,7 @@ class Conversation(Connection):
         self.busy = True  # the link may break here, and its end comes after its beginning
         channel.reply(self.wire.encode(encode(Op.AUTH_REPLY, b"", frame.seq, frame.ver)))
         if replaced is not None:
-            replaced.port.close(
-                Disconnect("replaced by a newer connection with the same key", CloseCode.REPLACED)
-            )
+            replaced.port.close(taken_over())
         if edge.logic.stores and self.stage is LIVE:
             channel.inbox = inbox = Inbox(channel, edge.logic, edge.exchanges, edge.reactor)
             inbox.go_on()
@@ -121,6 +121,12 @@ class Conversation(Connection):
         self._begin(edge.logic.connected(session), _ignore, self._turn_away)
         if ended is not None and not self.busy:
             self.on_end(ended)
+
+    def _withdrew(self, key: str, had_the_key: bool) -> None:
+        # From whom it was taken over has no route any more, and would be pushed nothing.
+        older = self.edge.comet.buckets.get(key)
+        if had_the_key and older is not None:
+            older.port.close(taken_over())
 
     # The token's end.
 
@@ -230,6 +236,11 @@ _REFUSED_AS: dict[int, CloseCode] = {
     ErrorCode.INTERNAL: CloseCode.INTERNAL_ERROR,
     ErrorCode.TIMEOUT: CloseCode.AUTH_TIMEOUT,
 }
+
+
+def taken_over() -> Disconnect:
+    """What a connection is told whose key a newer one has."""
+    return Disconnect("replaced by a newer connection with the same key", CloseCode.REPLACED)
 
 
 def _ignore(_: object) -> None:

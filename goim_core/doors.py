@@ -11,7 +11,7 @@ from typing import Any
 from goim_core.errors import ConfigurationError
 from goim_core.listener import Address, bind, parse_address
 
-__all__ = ["bind_doors", "checked_doors"]
+__all__ = ["bind_doors", "check_secured", "checked_doors"]
 
 
 def checked_doors(
@@ -25,10 +25,16 @@ def checked_doors(
             parsed = parse_address(door, address)
             if door == "http" and isinstance(parsed, tuple) and not parsed[0]:
                 addresses[index] = ("localhost", parsed[1])
-        if addresses and door in ("tls", "wss") and ssl_context is None:
-            raise ConfigurationError(f"ssl_context: expected an ssl.SSLContext, which {door} needs")
+        if addresses:
+            check_secured(door, ssl_context)
         checked[door] = addresses
     return checked
+
+
+def check_secured(door: str, ssl_context: ssl.SSLContext | None) -> None:
+    """Raise :class:`~goim_core.errors.ConfigurationError` where ``door`` needs a context and has none."""
+    if door in ("tls", "wss") and ssl_context is None:
+        raise ConfigurationError(f"ssl_context: expected an ssl.SSLContext, which {door} needs")
 
 
 def _is_address(value: object) -> bool:

@@ -107,7 +107,7 @@ class Exchanges:
         self._start(flow, step, done, failed)
         return False
 
-    def each(self, flows: Iterable[Flow[None]]) -> None:
+    def each(self, flows: Iterable[Flow[object]]) -> None:
         """Run ``flows`` one after the other, each to its end whatever becomes of those before it."""
         rest = iter(flows)
         for flow in rest:

@@ -135,7 +135,8 @@ class LoginPolicy:
 
     ``LoginPolicy()`` allows any number. ``LoginPolicy(at_most=1)`` replaces the old with the new,
     ``LoginPolicy(at_most=1, replace=False)`` refuses the new, ``LoginPolicy(at_most=3)`` keeps the newest
-    three. With ``each_platform`` every platform counts for itself.
+    three. With ``each_platform`` every platform counts for itself: only for tokens that sign it, since a
+    client that chooses its platform has as many as it can name.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the field.
     """

@@ -113,9 +113,9 @@ class Logic:
         each_platform = self._hooks.sessions.logins.each_platform
         return [other for other in found if not each_platform or other.platform == session.platform]
 
-    def withdraw(self, session: Session) -> Flow[None]:
-        """Undo :meth:`connect` for a connection that was gone before it was let in."""
-        yield from settle(self._registry.remove(session))
+    def withdraw(self, session: Session) -> Flow[bool]:
+        """Undo :meth:`connect` for a connection that was gone before it was let in; was there a route?"""
+        return (yield from settle(self._registry.remove(session)))
 
     def connected(self, session: Session) -> Flow[None]:
         """Tell the hooks that ``session`` is let in, and make room for it under the login policy."""
@@ -136,7 +136,7 @@ class Logic:
                 why = Disconnect("this user has connected elsewhere", CloseCode.TOO_MANY_LOGINS)
                 yield self._publisher.disconnect_sessions(older[: len(older) + 1 - at_most], why)
 
-    def withdrawn(self, session: Session, written: int) -> Iterator[Flow[None]]:
+    def withdrawn(self, session: Session, written: int) -> Iterator[Flow[object]]:
         """Forget where ``session`` was: to be run one after the other. ``written`` as in :meth:`written`."""
         yield self.withdraw(session)
         if self.stores:

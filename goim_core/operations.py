@@ -106,10 +106,7 @@ class Operations:
         room_id, session = _room_id(body), channel.session
         if room_id and room_id not in session.rooms:
             yield from self._logic.may_enter(session, room_id)
-        if self._comet.holds(channel):  # it may have ended while the hook thought it over
-            before = session.rooms
-            self._comet.change_room(channel, room_id)
-            yield from self._logic.moved(session, before, session.rooms)
+        yield from self._move(channel, room_id, self._comet.change_room)
         return body
 
     def _join(self, channel: Channel, body: bytes) -> Flow[bytes]:
@@ -120,20 +117,22 @@ class Operations:
             raise Refused(f"at most {self._max_rooms} rooms for a connection", ErrorCode.TOO_MANY)
         if room_id not in session.rooms:
             yield from self._logic.may_enter(session, room_id)
-        if self._comet.holds(channel):
-            before = session.rooms
-            self._comet.join(channel, room_id)
-            yield from self._logic.moved(session, before, session.rooms)
+        yield from self._move(channel, room_id, self._comet.join)
         return body
 
     def _leave(self, channel: Channel, body: bytes) -> Flow[bytes]:
-        room_id, session = _required_room_id(body), channel.session
-        if room_id not in session.joined:
+        room_id = _required_room_id(body)
+        if room_id not in channel.session.joined:
             raise Refused(f"room_id: this connection has not joined {room_id}", ErrorCode.NOT_FOUND)
-        before = session.rooms
-        self._comet.leave(channel, room_id)
-        yield from self._logic.moved(session, before, session.rooms)
+        yield from self._move(channel, room_id, self._comet.leave)
         return body
+
+    def _move(self, channel: Channel, room_id: str, move: Callable[[Channel, str], None]) -> Flow[None]:
+        if self._comet.holds(channel):  # it may have ended while a hook thought it over
+            session = channel.session
+            before = session.rooms
+            move(channel, room_id)
+            yield from self._logic.moved(session, before, session.rooms)
 
     def _sub(self, channel: Channel, body: bytes) -> bytes:
         accepts = channel.accepts | _ops(body)
@@ -155,10 +154,10 @@ class Operations:
             raise Refused(f"room_id: this connection is not in {room_id!r:.80}")
         offset = _bounded("offset", asked.get("offset", 0), 0, MAX_OFFSET)
         limit = _bounded("limit", asked.get("limit", 100), 1, MAX_MEMBERS)
-        found = self._comet.members(room_id, offset, limit)
+        found = self._comet.members(room_id, offset, limit + 1)  # one more than is told: those of this node
         online = self._comet.online(room_id)
-        more = offset + limit < min(online, MAX_OFFSET)
-        mids = list(dict.fromkeys(session.mid for session in found))
+        more = len(found) > limit and offset + limit < MAX_OFFSET
+        mids = list(dict.fromkeys(session.mid for session in found[:limit]))
         return _json(
             {"room_id": room_id, "online": online, "mids": mids, "next": offset + limit if more else None}
         )

@@ -16,7 +16,7 @@ from goim_core.channel import Counters
 from goim_core.clock import Deadlines
 from goim_core.comet import Comet
 from goim_core.connection import Connection, Edge, Stage
-from goim_core.conversation import Conversation
+from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.flow import Exchanges
@@ -116,8 +116,7 @@ class Pipeline:
     def _replaced(self, session: Session) -> None:
         channel = self.comet.buckets.get(session.key)
         if channel is not None and channel.session is session:
-            why = Disconnect("replaced by a newer connection with the same key", CloseCode.REPLACED)
-            channel.port.close(why)
+            channel.port.close(taken_over())
 
     async def stop(self) -> None:
         """Let no one in any more, send what was accepted, tell the clients, wait for hooks, and close."""

@@ -14,7 +14,7 @@ from goim_core.protocol import INT32_MAX, Op, pushable
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.registry import Registry
 from goim_core.session import Session, check_room_id
-from goim_core.storage import MAX_IDEMPOTENCY_KEY, StorageHook, StorePolicy
+from goim_core.storage import StorageHook, StorePolicy, check_idempotency_key
 from goim_core.wire import disconnect_body
 
 __all__ = ["Publisher"]
@@ -84,11 +84,7 @@ class Publisher:
     async def _store(
         self, storage: StorageHook, mids: Sequence[int], op: int, body: bytes, idempotency_key: str
     ) -> dict[int, int]:
-        if not isinstance(idempotency_key, str) or len(idempotency_key) > MAX_IDEMPOTENCY_KEY:
-            raise ValueError(
-                f"idempotency_key: expected text of at most {MAX_IDEMPOTENCY_KEY} characters, "
-                f"got {idempotency_key!r:.80}"
-            )
+        check_idempotency_key(idempotency_key)
         if not mids:
             return {}
         numbers: object = None

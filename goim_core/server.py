@@ -21,7 +21,7 @@ from goim_core.channel import Counters
 from goim_core.clock import Clock, Deadlines, SystemClock
 from goim_core.comet import Comet
 from goim_core.discovery import Discovery, Node, StaticDiscovery
-from goim_core.doors import bind_doors, checked_doors
+from goim_core.doors import bind_doors, check_secured, checked_doors
 from goim_core.errors import ConfigurationError, Disconnect, ServerStopped
 from goim_core.hooks import AuthHook, Hook, MessageHook, RoomHook, SessionHook
 from goim_core.http_api import PushAPI
@@ -38,6 +38,7 @@ from goim_core.registry import MemoryRegistry, Registry
 from goim_core.session import Session
 from goim_core.stats import Stats, read_stats
 from goim_core.storage import StorageHook
+from goim_core.taskgroup import leave
 from goim_core.weigher import Weigher
 
 __all__ = ["Server", "Stats"]
@@ -60,8 +61,8 @@ class Server:
     know this one by ``region``, ``zone`` and ``weight``, which share of the clients it is to get.
 
     It runs inside the program's event loop, asyncio or trio, and runs once. Leaving the block stops it:
-    it lets no one in any more, sends what was accepted, tells its clients, waits for hooks, and closes,
-    within ``options.drain`` seconds.
+    it lets no one in any more, sends what was accepted, tells its clients and waits for hooks, all within
+    ``options.drain`` seconds, and then closes its parts, each within as many.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the argument; on entering, OSError
     that names the address it cannot listen on.
@@ -166,13 +167,13 @@ class Server:
         try:
             async with AsyncExitStack() as opened:
                 for hook in self._hooks:
-                    opened.push_async_callback(hook.aclose)
+                    opened.push_async_callback(self._close, hook)
                     await hook.start()
                 for part in (self._registry, self._queue):
-                    opened.push_async_callback(part.aclose)
+                    opened.push_async_callback(self._close, part)
                     await part.start(self.name)
                 self._node = evolve(self._node, addrs=nodes.listening(sockets, self._node.host))
-                opened.push_async_callback(self._discovery.aclose)
+                opened.push_async_callback(self._close, self._discovery)
                 await self._discovery.start(self.node)
                 # Whoever was cancelled meanwhile goes no further: half started it could not be stopped.
                 await anyio.lowlevel.checkpoint_if_cancelled()
@@ -192,7 +193,7 @@ class Server:
             with anyio.CancelScope(shield=True):
                 await self._tasks.start(self._pipeline.run, sockets)
         except BaseException as error:
-            await self._ended(type(error), error, error.__traceback__)
+            await leave(self._tasks, type(error), error, error.__traceback__)
             raise
 
     async def __aexit__(
@@ -200,32 +201,25 @@ class Server:
     ) -> bool | None:
         assert self._tasks is not None
         self._running = False
-        with anyio.CancelScope(shield=True):
-            await self._stop()
-        self._pipeline.end()
         try:
-            return await self._ended(kind, error, trace)
-        finally:
             with anyio.CancelScope(shield=True):
+                await self._stop()
+        finally:
+            self._pipeline.end()
+            try:
+                ended = await leave(self._tasks, kind, error, trace)
+            finally:
                 await self._opened.aclose()
+        return ended
+
+    async def _close(self, part: Hook | Queue | Registry | Discovery) -> None:
+        with anyio.move_on_after(self.options.drain, shield=True) as scope:
+            await part.aclose()
+        if scope.cancelled_caught:
+            _log.error("%s.aclose took longer than %g s", type(part).__name__, self.options.drain)
 
     async def _stop(self) -> None:
         await self._pipeline.stop()
-
-    async def _ended(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._tasks is not None
-        # What the block raised comes out as it went in: a task group would wrap it, trio's even a copy.
-        if isinstance(error, Exception):
-            await self._tasks.__aexit__(None, None, None)
-            return False
-        try:
-            return await self._tasks.__aexit__(kind, error, trace)
-        except BaseExceptionGroup as group:
-            if group.exceptions == (error,):
-                return False
-            raise
 
     @property
     def addresses(self) -> dict[str, list[tuple[str, int] | str]]:
@@ -237,9 +231,14 @@ class Server:
         """Take in a connected, non-blocking socket that somebody else has accepted.
 
         ``door`` is what it speaks: tcp, tls, ws, wss or http; ``address`` the peer's. The socket is the
-        server's from now on. Raises :class:`~goim_core.errors.ServerStopped` outside the server's block.
+        server's from now on. Raises :class:`~goim_core.errors.ServerStopped` outside the server's block,
+        :class:`ValueError` for another door, and :class:`~goim_core.errors.ConfigurationError` for tls and
+        wss without ``ssl_context``.
         """
         self._pushes()
+        if door not in self._doors:
+            raise ValueError(f"door: expected one of {', '.join(self._doors)}; got {door!r:.80}")
+        check_secured(door, self._pipeline.ssl_context)
         self._pipeline.acceptor(door)(sock, address)
 
     @property

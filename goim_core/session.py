@@ -12,7 +12,7 @@ from attrs import define, field, frozen, setters
 
 from goim_core.protocol import INT32_MAX
 
-__all__ = ["AuthRequest", "MaybeAwaitable", "Session", "check_key", "check_room_id"]
+__all__ = ["AuthRequest", "MaybeAwaitable", "Session", "check_key", "check_mid", "check_room_id"]
 
 T = TypeVar("T")
 MaybeAwaitable: TypeAlias = T | Awaitable[T]
@@ -41,6 +41,13 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_mid(mid: int) -> int:
+    """Return ``mid`` when it can be a user's; raise :class:`ValueError` when not."""
+    if type(mid) is not int or not -(2**63) <= mid < 2**63:
+        raise ValueError(f"mid: expected an int64, got {mid!r:.80}")
+    return mid
+
+
 @lru_cache(maxsize=1024)
 def _shared(ops: frozenset[int]) -> frozenset[int]:
     """One object for equal sets: most connections accept the same few ops, and a set is 216 bytes."""
@@ -59,8 +66,7 @@ def _accepts(ops: Iterable[int]) -> frozenset[int]:
 
 
 def _mid(_: Any, __: Any, mid: int) -> None:
-    if type(mid) is not int or not -(2**63) <= mid < 2**63:
-        raise ValueError(f"mid: expected an int64, got {mid!r:.80}")
+    check_mid(mid)
 
 
 def _optional_key(_: Any, __: Any, key: str) -> None:

@@ -17,9 +17,9 @@ from attrs import field, frozen
 from goim_core.errors import ConfigurationError
 from goim_core.hooks import Hook
 from goim_core.protocol import INT32_MAX
-from goim_core.session import MaybeAwaitable
+from goim_core.session import MaybeAwaitable, check_mid
 
-__all__ = ["Retention", "StorageHook", "Stored", "StorePolicy", "check_append", "check_mid"]
+__all__ = ["Retention", "StorageHook", "Stored", "StorePolicy", "check_append", "check_idempotency_key"]
 
 MAX_IDEMPOTENCY_KEY = 256
 """The longest idempotency key, in characters."""
@@ -129,11 +129,13 @@ class Retention:
         return self.keep // 100
 
 
-def check_mid(mid: int) -> int:
-    """Return ``mid`` when it can be a user's; raise :class:`ValueError` when not."""
-    if type(mid) is not int or not -(2**63) <= mid < 2**63:
-        raise ValueError(f"mid: expected an int64, got {mid!r:.80}")
-    return mid
+def check_idempotency_key(key: str) -> str:
+    """Return ``key`` when a storage takes it; raise :class:`ValueError` when not."""
+    if not isinstance(key, str) or len(key) > MAX_IDEMPOTENCY_KEY:
+        raise ValueError(
+            f"idempotency_key: expected text of at most {MAX_IDEMPOTENCY_KEY} characters, got {key!r:.80}"
+        )
+    return key
 
 
 def check_append(mids: Sequence[int], op: int, body: bytes, key: str) -> tuple[int, ...]:
@@ -144,8 +146,5 @@ def check_append(mids: Sequence[int], op: int, body: bytes, key: str) -> tuple[i
         raise ValueError(f"op: expected an int32, got {op!r:.80}")
     if not isinstance(body, bytes):
         raise ValueError(f"body: expected bytes, got {type(body).__name__}")
-    if not isinstance(key, str) or len(key) > MAX_IDEMPOTENCY_KEY:
-        raise ValueError(
-            f"idempotency_key: expected text of at most {MAX_IDEMPOTENCY_KEY} characters, got {key!r:.80}"
-        )
+    check_idempotency_key(key)
     return tuple(mids) if len(mids) == 1 else tuple(dict.fromkeys(mids))

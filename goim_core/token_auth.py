@@ -13,7 +13,7 @@ from goim_core.errors import CloseCode, ConfigurationError, Disconnect
 from goim_core.hooks import AuthHook
 from goim_core.session import AuthRequest, Session
 
-__all__ = ["CHOSEN", "MAX_TOKEN", "TokenAuth", "once", "refused", "seconds", "texts"]
+__all__ = ["CHOSEN", "MAX_TOKEN", "TokenAuth", "once", "refused", "seconds", "session_of", "texts"]
 
 MAX_TOKEN = 16384
 """The longest signed token, in bytes. The auth frame and the handshake have limits of their own."""
@@ -60,7 +60,7 @@ class TokenAuth(AuthHook, ABC):
         if not token.isascii() or len(token) > MAX_TOKEN:
             raise refused(f"token: expected at most {MAX_TOKEN} characters of ASCII")
         fields = {name: chosen[name] for name in CHOSEN if name in chosen}
-        return _session({**fields, **self.verify(token)})
+        return session_of({**fields, **self.verify(token)})
 
     def not_expired(self, exp: object, leeway: float = 0.0) -> float:
         """When a token with the claim ``exp`` runs out; refuses it when that has been."""
@@ -122,7 +122,8 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _session(fields: Mapping[str, Any]) -> Session:
+def session_of(fields: Mapping[str, Any]) -> Session:
+    """The session with these fields; refuses those that do not fit."""
     # Go reads a JSON null as the field's zero value.
     given = {name: value for name, value in fields.items() if value is not None or name == "mid"}
     accepts = given.get("accepts")

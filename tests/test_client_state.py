@@ -317,9 +317,42 @@ def test_a_dialogue_takes_up_where_it_was() -> None:
     dialogue.on_frame(Frame(Op.ERROR, b'{"code":429,"message":"too many"}', again.seq), NO_TIME)
     assert dialogue.places.again() == [(Op.CHANGE_ROOM, b"a://1")]
     assert dialogue.to_send(NO_TIME) == []
+    assert dialogue.to_send(dialogue.due_at() - 0.1) == []
+    [again] = split(b"".join(dialogue.to_send(dialogue.due_at())))  # it is waited for, not given up
+    assert (again.op, again.body, dialogue.due_at()) == (12, b"a://1", math.inf)
+    dialogue.on_frame(Frame(Op.ERROR, b'{"code":429,"message":"too many"}', again.seq), NO_TIME)
+    moved = dialogue.request(Op.CHANGE_ROOM, b"a://2", lambda: None)
+    dialogue.on_frame(Frame(13, b"a://2", moved.seq), NO_TIME)
+    dialogue.to_send(NO_TIME)
+    assert dialogue.to_send(dialogue.due_at()) == []  # it went elsewhere meanwhile
     with pytest.raises(ValueError, match="body: expected at most 4096 bytes, got 4097"):
         dialogue.request(1000, bytes(4097), lambda: None)
     assert (len(dialogue.requests), dialogue.queued) == (0, 0)
+
+
+def test_places_are_brought_through_a_rate_limit() -> None:
+    dialogue, now = new_dialogue(), 0.0
+    for op, body in ((Op.JOIN, b"a://1"), (Op.JOIN, b"a://2"), (Op.WATCH, b"a://2")):
+        dialogue.on_frame(Frame(op + 1, body, dialogue.request(op, body, lambda: None).seq), now)
+    dialogue.lost(Disconnect("gone", 4007))
+    dialogue.connected()
+    rooms: list[bytes] = []
+    watched: list[bytes] = []
+    waits: list[float] = []
+    for turn in range(5):
+        for number, frame in enumerate(split(b"".join(dialogue.to_send(now)))):
+            code = 429 if number or turn in (1, 2) else 0
+            if frame.op == Op.WATCH and frame.body not in rooms:
+                code = 403
+            reply = Frame(frame.op + 1, frame.body, frame.seq)
+            error = Frame(Op.ERROR, b'{"code":%d,"message":"no"}' % code, frame.seq)
+            dialogue.on_frame(error if code else reply, now)
+            if not code:
+                (rooms if frame.op == Op.JOIN else watched).append(frame.body)
+        waits.append(dialogue.due_at() - now)
+        now = dialogue.due_at()
+    assert (rooms, watched) == ([b"a://1", b"a://2"], [b"a://2"])
+    assert waits == [1, 2, 4, 1, math.inf]
 
 
 def test_goims_delays() -> None:

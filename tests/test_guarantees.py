@@ -361,7 +361,7 @@ class Inboxes(RuleBasedStateMachine):
         """The last number that the connection has taken, whether the client has read it or not."""
         if connection.reads:
             return connection.got
-        if connection.client._wire.kind == "ws":
+        if connection.client.connection.channel.form:
             return len(self.inboxes[connection.mid])  # nothing is known of what it has not read
         decoder = Decoder()
         decoder.receive(bytes(connection.client.link._held))

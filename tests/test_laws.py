@@ -31,7 +31,7 @@ LAYERS = [
     {"channel", "websocket", "poller", "nodes"},
     {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery"},
     {"session", "options", "clock"},
-    {"protocol"},
+    {"protocol", "taskgroup"},
     {"errors"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}

@@ -273,3 +273,34 @@ async def test_a_policy_against_a_simple_model(
                 del model[rival]
             model[key] = platform
         assert door.keys() == list(model)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_key_that_is_taken_over_by_one_that_breaks_off(again: bool) -> None:
+    """Who had it has no route any more, and so is replaced all the same; one that has it by now stays."""
+
+    class Slow(MemoryRegistry):
+        gate: anyio.Event | None = None
+
+        async def add(self, session: Session) -> None:  # type: ignore[override]
+            gate, self.gate = self.gate, None
+            super().add(session)
+            if gate is not None:
+                await gate.wait()
+
+    registry = Slow()
+    async with running(auth=Auth(), registry=registry) as app:
+        token = {"mid": 1, "key": "k", "accepts": [1000]}
+        first = await app.connect(token)
+        gate = registry.gate = anyio.Event()
+        second = await app.open()
+        await second.send(Op.AUTH, token)
+        await app.idle()
+        second.break_link()
+        await app.idle()
+        third = await app.connect(token) if again else None
+        gate.set()
+        await first.assert_closed(CloseCode.REPLACED)
+        await app.push_keys(["k"], 1000)
+        if third is not None:
+            await third.assert_push(1000)

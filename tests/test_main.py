@@ -67,6 +67,7 @@ def is_a_mistake(message: str, capsys: pytest.CaptureFixture[str], *arguments: s
         ("--auth open --storage anywhere", f"{STORAGE}, a subclass of StorageHook; got 'anywhere'"),
         ("--auth open --storage memory:x", "storage: cannot load 'memory:x': No module named 'memory'"),
         ("--auth open --storage sqlite:", f"{STORAGE}; got 'sqlite:'"),
+        ("--auth open --storage mysql://me:secret@db/x", f"{STORAGE}; got 'mysql://...'"),
         ("--auth open --storage postgres", f"{STORAGE}; got 'postgres'"),
         ("--auth signed", "secret-file: missing: name a file, or set GOIM_CORE_SECRET"),
         (

@@ -21,6 +21,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _as_ctrl_c)
     try:
         with Cluster("kafka" if call.kafka else "nats") as cluster:
+            cluster.meet()
             show(cluster)
             watch([*cluster.nodes, *cluster.servers])
     except NotStarted as error:

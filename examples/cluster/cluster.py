@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from examples.cluster.processes import Process, free_ports
+from examples.cluster.processes import NotStarted, Process, free_ports
 from examples.cluster.servers import QUEUES, redis
 
 __all__ = ["Cluster", "Node"]
+
+MEETS_WITHIN = 30.0
 
 
 class Node(Process):
@@ -26,6 +31,15 @@ class Node(Process):
         self.page = f"http://127.0.0.1:{http}/"
         self.tcp = f"tcp://127.0.0.1:{tcp}"
         self.ws = ws
+
+    def knows(self) -> list[str]:
+        """The nodes that it knows, by name."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", "/goim/nodes/instances")
+            return [node["hostname"] for node in json.load(connection.getresponse())["data"]]
+        finally:
+            connection.close()
 
 
 class Cluster:
@@ -67,6 +81,14 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def meet(self) -> None:
+        """Return when each node has heard of all the others, so that it names them to its clients."""
+        end = time.monotonic() + MEETS_WITHIN
+        while any(len(node.knows()) < len(self.nodes) for node in self.nodes):
+            if time.monotonic() > end:
+                raise NotStarted(f"the nodes do not find each other: see the logs in {self.folder}")
+            time.sleep(0.1)
 
     def close(self) -> None:
         """Stop the nodes, which say goodbye to their clients, then what they need; remove the folder."""

@@ -12,7 +12,8 @@ import anyio.to_thread
 from goim_core.adapters.group_commit import GroupCommit
 from goim_core.adapters.inbox_change import Acknowledge, After, Append, Cursor, LastSeen, Read, Saw, Work
 from goim_core.errors import StorageError
-from goim_core.storage import Retention, StorageHook, Stored, StorePolicy, check_append, check_mid
+from goim_core.session import check_mid
+from goim_core.storage import Retention, StorageHook, Stored, StorePolicy, check_append
 
 __all__ = ["ConnectionLost", "SQLStorage", "Unavailable"]
 

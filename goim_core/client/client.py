@@ -17,6 +17,7 @@ from goim_core.client.nodes import Where, where
 from goim_core.client.settings import EXTENSIONS, Options, Settings, TokenSource
 from goim_core.errors import Disconnect
 from goim_core.protocol import Frame, Op, split
+from goim_core.taskgroup import leave
 
 __all__ = ["Client", "connect"]
 
@@ -47,7 +48,7 @@ class Client:
                 await self.join(room_id)
         except BaseException as error:
             self._tasks.cancel_scope.cancel()
-            await self._end(self._tasks, type(error), error, error.__traceback__)
+            await leave(self._tasks, type(error), error, error.__traceback__)
             raise
         return self
 
@@ -59,28 +60,7 @@ class Client:
             await self._acknowledge_taken()
         await self._keeper.close()
         self._tasks.cancel_scope.cancel()
-        return await self._end(self._tasks, kind, error, trace)
-
-    @staticmethod
-    async def _end(
-        tasks: TaskGroup,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        try:
-            # What the block raised comes out as it went in: a task group would wrap it.
-            if isinstance(error, Exception):
-                await tasks.__aexit__(None, None, None)
-                return False
-            return await tasks.__aexit__(kind, error, trace)
-        except BaseExceptionGroup as group:
-            found: BaseException = group
-            while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
-                found = found.exceptions[0]
-            if found is error:
-                return False
-            raise found from None
+        return await leave(self._tasks, kind, error, trace)
 
     async def aclose(self) -> None:
         """End it, as leaving the block does: what waits is sent, what was acknowledged is told."""

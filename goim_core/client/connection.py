@@ -101,7 +101,7 @@ class Connection:
 
     def plan(self) -> None:
         """Something is to be sent, or an acknowledgement to be sent at some time."""
-        wait = self._dialogue.inbox.due_at() - self._timers.clock.now()
+        wait = self._dialogue.due_at() - self._timers.clock.now()
         if wait <= 0 or self._dialogue.queued:
             self._wake.fire()
         elif wait < math.inf and "ack" not in self._alarms:

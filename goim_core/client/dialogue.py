@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +15,10 @@ from goim_core.errors import Disconnect, ErrorCode, Refused
 from goim_core.protocol import Frame, Op, encode, pushable
 
 __all__ = ["Dialogue"]
+
+RETRY = 1.0
+"""Seconds before a place is asked for again that the server could not give; twice as long each time that it
+gives none, up to a minute."""
 
 _log = logging.getLogger("goim_core.client")
 
@@ -35,6 +40,9 @@ class Dialogue:
         self._max_body = max_body
         self._acknowledge = acknowledge
         self._frames: list[bytes] = []
+        self._late: set[tuple[int, bytes]] = set()
+        self._late_at = math.inf
+        self._retry = RETRY
 
     # Out.
 
@@ -62,21 +70,37 @@ class Dialogue:
 
     def connected(self) -> None:
         """A new connection is authenticated: bring it to where the last one was, before anything else."""
+        self._retry = RETRY
         self.inbox.connected()
         for op, body in self.places.again():
-            pending = self.request(op, body, _nothing)
-            pending.wake = partial(self._brought, pending)
+            self._bring(op, body)
+
+    def _bring(self, op: int, body: bytes) -> None:
+        pending = self.request(op, body, _nothing)
+        pending.wake = partial(self._brought, pending)
 
     def _brought(self, pending: Pending) -> None:
-        if isinstance(pending.outcome, Refused):
+        if isinstance(pending.outcome, Frame):
+            self._retry = RETRY
+        elif isinstance(pending.outcome, Refused):
+            # A rate limit, when there are many; and no room is watched before the client is in it.
+            outside = pending.op == Op.WATCH and any(body == pending.body for _, body in self._late)
+            if outside or _passing(pending.outcome):
+                self._late.add((pending.op, pending.body))
+                return
             _log.warning("operation %d %r is refused now: %s", pending.op, pending.body, pending.outcome)
-            if not _passing(pending.outcome):  # else the next connection may do better
-                self.places.refused(pending.op, pending.body)
+            self.places.refused(pending.op, pending.body)
+
+    def due_at(self) -> float:
+        """When something has to be sent by itself: a time that may have passed, infinite for never."""
+        return min(self.inbox.due_at(), self._late_at)
 
     def lost(self, why: Disconnect) -> None:
         """The connection is gone, with what was not sent and the replies that were to come."""
         self._frames.clear()
         self.queued = 0
+        self._late.clear()
+        self._late_at = math.inf
         self.requests.fail(why)
 
     def to_send(self, now: float) -> list[bytes]:
@@ -84,6 +108,12 @@ class Dialogue:
         number = self.inbox.next_ack(now)
         if number is not None:
             self.request(Op.ACK, str(number).encode(), _nothing)
+        if now >= self._late_at:
+            late, self._late, self._late_at = self._late, set(), math.inf
+            self._retry = min(60.0, 2 * self._retry)
+            for op, body in self.places.again():  # what was left meanwhile is not there any more
+                if (op, body) in late:
+                    self._bring(op, body)
         frames, self._frames = self._frames, []
         self.queued = 0
         return frames
@@ -116,6 +146,8 @@ class Dialogue:
             self._on_acknowledged(pending.outcome, now)
         elif isinstance(pending.outcome, Frame):
             self.places.agreed(pending.op, pending.body)
+        elif self._late:
+            self._late_at = min(self._late_at, now + self._retry)
 
     def _on_acknowledged(self, outcome: object, now: float) -> None:
         if isinstance(outcome, Frame) and outcome.body.isdigit():

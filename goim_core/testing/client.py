@@ -9,7 +9,7 @@ from itertools import count
 import anyio.lowlevel
 from attrs import define, field
 
-from goim_core.client.wire import ClientWire, PlainWire
+from goim_core.client.wire import ClientWire
 from goim_core.connection import Connection
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.protocol import EXTENSION_OPS, Frame, Op, encode
@@ -251,5 +251,5 @@ class Client:
 
     def __repr__(self) -> str:
         session = self.session
-        kind = "tcp" if isinstance(self._wire, PlainWire) else "ws"
+        kind = ("tcp", "ws")[self.connection.channel.form]
         return f"<{kind} client {f'of user {session.mid}' if session.key else '(not let in)'}>"

@@ -178,6 +178,9 @@ async def test_a_room_is_one_on_all_nodes(queue: str, backend: str) -> None:
         with anyio.fail_after(2 * CENSUS + TIMEOUT):
             for node in cluster.nodes:
                 await counted(node, 3)
+        # Counts are of all nodes, names of this one.
+        page = await clients[0].members(ROOM, limit=1)
+        assert (page.mids, page.online, page.next) == ((1,), 3, None)
 
 
 @pytest.mark.parametrize("queue", ["nats", "redis", "kafka"])
@@ -204,6 +207,7 @@ async def test_keys_and_users_reach_only_the_nodes_that_hold_them(queue: str) ->
 
 async def test_clients_of_a_killed_node_move_and_miss_nothing_stored() -> None:
     async with cluster_of() as cluster:
+        await anyio.to_thread.run_sync(cluster.meet)
         accepted: list[str] = []
 
         async def keep_pushing(node: Node) -> None:
@@ -315,6 +319,21 @@ async def test_the_queues_server_is_killed_and_started(queue: str) -> None:
         assert (await clients[0].last_seen([1]))[1].online
 
 
+async def test_what_was_accepted_outlives_the_queues_server() -> None:
+    async with cluster_of() as cluster, one_on_each(cluster) as clients:
+        away = cluster.nodes[2]
+        away.freeze()
+        sent = [f"accepted {number}" for number in range(5)]
+        for text in sent:
+            assert await push(cluster.nodes[0], ROOM_PUSH, text) == (0, "")
+        cluster.queue.kill()
+        cluster.queue.start()
+        await anyio.to_thread.run_sync(cluster.queue.wait)
+        away.thaw()
+        for client in clients:
+            in_order(await heard(client, sent[-1]), sent)
+
+
 @pytest.mark.parametrize("queue", ["nats", "kafka"])
 async def test_the_queues_server_is_paused(queue: str) -> None:
     async with cluster_of(queue) as cluster, one_on_each(cluster) as clients:
@@ -353,6 +372,7 @@ async def test_the_registrys_server_is_killed_and_started(forgets: bool) -> None
         assert [client.state for client in clients] == ["open"] * 3
         for each in cluster.nodes:
             await counted(each, 3)
+            assert each.said().count("counts of other nodes are not fresh") <= 1  # said once
 
 
 async def test_the_registrys_server_is_paused() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from examples.cluster.cluster import Cluster
 from tests.e2e.browser import HOW_TO_GET_ONE, Visitor, browser, chromium
@@ -24,18 +25,19 @@ def window() -> Iterator[Browser]:
         yield launched
 
 
+def watch(used: dict[str, int], name: str, page: Page) -> None:
+    """Keep to which port the page of ``name`` connects."""
+    page.on("websocket", lambda socket: used.update({name: urlsplit(socket.url).port or 0}))
+
+
 def test_the_pages_of_a_killed_node_move_to_another(window: Browser) -> None:
     with Cluster() as cluster:
+        cluster.meet()
         used: dict[str, int] = {}
         visitors = []
         for node in cluster.nodes:
             context = window.new_context()
-            context.on(
-                "page",
-                lambda page, name=node.name: page.on(
-                    "websocket", lambda socket: used.__setitem__(name, urlsplit(socket.url).port or 0)
-                ),
-            )
+            context.on("page", partial(watch, used, node.name))
             visitors.append(Visitor(context, node.page, "talk", node.name))
 
         def all_see(visitor: Visitor, text: str) -> None:

@@ -99,6 +99,17 @@ async def test_a_fault_at_the_start_comes_out_as_it_is() -> None:
     assert rooms.closed
 
 
+@pytest.mark.parametrize("door", ["tls", "wss", "https"])
+async def test_a_socket_is_not_taken_in_at_a_door_that_cannot_be(door: str) -> None:
+    """Plain text where TLS was asked for would go unnoticed."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with Server(auth=OpenAuth()) as server:
+            with pytest.raises(ValueError, match="^(ssl_context|door): expected"):
+                server.accept(ours, door)
+            assert server.stats().opened == 0
+
+
 async def test_a_server_without_doors() -> None:
     async with nothing_left(), Server(auth=OpenAuth()) as server:
         await server.push_all(1000, b"x")

@@ -13,11 +13,14 @@ from goim_core import (
     OpenAuth,
     Options,
     QueueFull,
+    RoomHook,
     Server,
     ServerStopped,
     Session,
     SessionHook,
 )
+from goim_core.errors import BackboneError
+from goim_core.queue import MemoryQueue
 from goim_core.testing import ManualClock
 from tests.e2e.clients import Client, World, both, frame, int32, serve, until
 from tests.e2e.hooks import Gate, Log, SessionLog
@@ -100,6 +103,45 @@ async def test_the_drain_time_is_kept() -> None:
         ) as server:
             helpers.start_soon(drive, await World(server).login("tcp"))
         assert gate.log.entries == ["disconnected", "3/8 of 6 s not over"]
+
+
+class Parts(RoomHook):
+    """Notes that it was closed, and hangs there where it is told to."""
+
+    def __init__(self, *, hangs: bool = False) -> None:
+        self.hangs = hangs
+        self.closed = False
+
+    async def aclose(self) -> None:
+        self.closed = True
+        if self.hangs:
+            await anyio.sleep_forever()
+
+
+class HangingSessions(Parts, SessionHook):
+    """The same for sessions."""
+
+
+async def test_a_part_that_does_not_close_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    rooms, sessions = Parts(), HangingSessions(hangs=True)
+    async with nothing_left():
+        async with Server(auth=OpenAuth(), rooms=rooms, sessions=sessions, options=Options(drain=0.01)):
+            pass
+    assert (rooms.closed, sessions.closed) == (True, True)
+    assert "HangingSessions.aclose took longer than 0.01 s" in caplog.text
+
+
+async def test_a_queue_that_fails_at_the_stop_does_not_hang_it() -> None:
+    class Broken(MemoryQueue):
+        async def drain(self) -> None:
+            raise BackboneError("no broker")
+
+    rooms = Parts()
+    async with nothing_left():
+        with pytest.raises(BackboneError, match="no broker"):
+            async with Server(auth=OpenAuth(), rooms=rooms, queue=Broken(), **DOORS):
+                pass
+    assert rooms.closed
 
 
 @both
