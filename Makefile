@@ -9,6 +9,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
+WORKERS ?= 2
 RUNTIME := $(VENV)/.runtime
 CLUSTER := $(VENV)/.cluster
 DEVELOPMENT := $(VENV)/.development
@@ -47,7 +48,7 @@ cluster: $(CLUSTER)
 	$(BIN)/python -m examples.cluster $(ARGS)
 
 test: $(DEVELOPMENT)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all:
 	@for python in $(PYTHONS); do \

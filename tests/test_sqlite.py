@@ -536,3 +536,20 @@ async def test_what_was_answered_survives_a_kill(path: Path) -> None:
             found = [each.seq for each in await storage.after(mid, 0, 100_000, 1 << 30)]
             assert found == list(range(1, len(found) + 1))
             assert len(found) >= number
+
+
+async def test_another_node_that_opens_the_same_new_file_is_waited_for(path: Path) -> None:
+    """For the switch to the write-ahead log SQLite does not wait by itself."""
+
+    class Crowded(SQLiteStorage):
+        def _prepare(self) -> None:
+            super()._prepare()
+            other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM user").fetchall()
+            threading.Timer(0.05, other.close).start()
+
+    storage = Crowded(path)
+    await storage.start()
+    assert await storage.append([7], 1000, b"hi") == {7: 1}
+    await storage.aclose()

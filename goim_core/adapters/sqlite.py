@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import lru_cache
@@ -116,8 +117,7 @@ class SQLiteStorage(SQLStorage):
         with self._faults("cannot open"), ExitStack() as undo:
             self._writer = self._connect(undo)
             self._prepare()
-            (mode,) = self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
-            if mode != "wal":
+            if self._journal_mode() != "wal":
                 raise StorageError(f"cannot open {self._path!r}: its file system has no write-ahead log")
             self._writer.execute("PRAGMA synchronous = FULL")
             # On macOS a plain sync leaves data in the drive's own memory.
@@ -135,6 +135,20 @@ class SQLiteStorage(SQLStorage):
         )
         undo.callback(connection.close)
         return connection
+
+    def _journal_mode(self) -> str:
+        """Switch to the write-ahead log; the mode it is in now."""
+        until = time.monotonic() + self.lock_seconds
+        while True:
+            try:
+                (mode,) = self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                # For this one SQLite does not wait by itself: several nodes may open a new file at once.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return str(mode)
 
     def _prepare(self) -> None:
         """Make the tables in a new file; refuse a file that is something else."""
