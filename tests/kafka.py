@@ -109,6 +109,7 @@ class KafkaServer:
         """It keeps its connections, and does nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until all of its threads have stopped
 
     def go_on(self) -> None:
         assert self._process is not None

@@ -92,6 +92,7 @@ class RedisServer:
     def paused(self) -> Iterator[None]:
         """It answers nothing, and keeps what it has."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until all of its threads have stopped
         try:
             yield
         finally:
