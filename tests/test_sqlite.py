@@ -553,3 +553,33 @@ async def test_another_node_that_opens_the_same_new_file_is_waited_for(path: Pat
     await storage.start()
     assert await storage.append([7], 1000, b"hi") == {7: 1}
     await storage.aclose()
+
+
+async def test_a_switch_to_the_log_that_is_refused_at_once_is_tried_again(path: Path) -> None:
+    """Two that switch at the same time would wait for each other, so SQLite refuses one without waiting."""
+    refusals = iter(range(2))
+
+    class Busy:
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self.connection = connection
+
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if "journal_mode" in statement and next(refusals, None) is not None:
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+            return self.connection.execute(statement, *values)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.connection, name)
+
+    class Crowded(SQLiteStorage):
+        def _prepare(self) -> None:
+            super()._prepare()
+            self._writer = Busy(self._writer)  # type: ignore[assignment]
+
+    storage = Crowded(path)
+    await storage.start()
+    assert next(refusals, None) is None
+    assert await storage.append([7], 1000, b"hi") == {7: 1}
+    await storage.aclose()
