@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import Any
 
 from attrs import field, frozen
 
 from goim_core.errors import ConfigurationError
-from goim_core.protocol import INT32_MAX, MAX_BODY
+from goim_core.protocol import INT32_MAX, MAX_BODY, MAX_ID
 
 __all__ = ["Options", "OutboxPolicy"]
 
@@ -47,6 +50,34 @@ def _policy(value: Any) -> OutboxPolicy:
         raise ConfigurationError(f"outbox_policy: expected one of {choices}; got {value!r}") from None
 
 
+def _texts(value: Any) -> Any:
+    # A lone text is iterable too, and would be taken for its letters.
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else value
+
+
+def _each(check: Callable[[str], object], expected: str) -> Any:
+    def check_all(_: Any, attribute: Any, value: Any) -> None:
+        try:
+            fits = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+            for text in value:
+                check(text)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ConfigurationError(f"{attribute.name}: expected a list of {expected}; got {value!r:.200}")
+
+    return check_all
+
+
+def _origin(text: str) -> None:
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError(text)
+
+
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#\s]+", re.IGNORECASE)
+"""A serialized origin (RFC 6454 section 6.2)."""
+
+
 def _int(default: int, minimum: int, maximum: float = INT32_MAX) -> Any:
     return field(default=default, validator=_number(minimum, maximum))
 
@@ -83,6 +114,38 @@ class Options:
     """For one exchange with the application's async hooks."""
     refresh_notice: float = _seconds(30.0)
     """How long before its token runs out a client is asked for a new one."""
+    max_connections: int = _int(0, 0)
+    """How many clients may be connected; 0: as many as the limit on descriptors leaves room for."""
+    max_address_connections: int = _int(1000, 0)
+    """How many of one IP address (IPv6: of one /64 network), but for `trusted` ones; 0 is any number."""
+    trusted: tuple[str, ...] = field(
+        default=("127.0.0.0/8", "::1/128"),
+        converter=_texts,
+        validator=_each(ip_network, "IP networks like '10.0.0.0/8'"),
+    )
+    """The networks of proxies, of whose addresses the connections are not counted."""
+    max_user_connections: int = _int(1000, 0)
+    """How many of one user on this node, but for user 0, who is nobody in particular; 0 is any number."""
+    max_handshakes: int = _int(10_000, 1)
+    """How many connections may be on their way in; at the bound the one that is silent longest gives way."""
+    accept_rate: float = _seconds(5000.0, 0)
+    """How many connections a second are accepted, others wait in the backlog; 0 is any number."""
+    read_frames: float = _seconds(1000.0, 0)
+    """How many frames a second of one connection are read, others wait in the kernel; 0 is any number."""
+    read_bytes: float = _seconds(float(1 << 20), 0)
+    """How many bytes a second of one connection are read; 0 is any number."""
+    read_burst: float = _seconds(5.0)
+    """How many seconds' worth of both may come at once."""
+    max_room_id: int = _int(MAX_ID, 4, MAX_ID)
+    """The longest room id, in characters."""
+    max_key: int = _int(MAX_ID, 1, MAX_ID)
+    """The longest key of a connection, in characters."""
+    max_token: int = _int(MAX_BODY, 0)
+    """The largest token, in bytes; `max_body` bounds it too."""
+    origins: tuple[str, ...] = field(
+        default=(), converter=_texts, validator=_each(_origin, "origins like 'https://example.com'")
+    )
+    """The origins of which a browser may open a WebSocket; empty: any. What names none is no browser."""
     max_rooms: int = _int(100, 0)
     """How many rooms a connection may join, beside the one that it changes to."""
     rate: float = _seconds(0.0, 0)
@@ -99,6 +162,8 @@ class Options:
     """How many pushes and replies may wait for one connection."""
     outbox_policy: OutboxPolicy = field(default=OutboxPolicy.DROP_NEWEST, converter=_policy)
     """What happens to a push when the outbox is full."""
+    outbox_total: int = _int(1 << 28, 1024)
+    """How much may wait for all connections together; beyond it, those with the most waiting are closed."""
     queue_size: int = _int(1024, 1)
     """How many pushes the memory queue holds before publishers wait."""
     batch: int = _int(256, 1)
@@ -113,6 +178,14 @@ class Options:
     """How many connections may wait to be accepted, as far as the system allows."""
     http_max_body: int = _int(1 << 20, 0)
     """The largest body of a request to the push API."""
+    http_max_header: int = _int(1 << 16, 64)
+    """The largest request line and headers of a request, together."""
+    http_timeout: float = _seconds(30.0)
+    """How long a request may take to arrive, and its answer to be taken."""
+    http_idle: float = _seconds(75.0)
+    """How long an HTTP connection may be silent between two requests."""
+    http_max_connections: int = _int(1000, 1)
+    """How many HTTP connections there may be; others wait in the backlog."""
 
     @property
     def silence(self) -> float:

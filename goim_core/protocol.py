@@ -23,6 +23,7 @@ __all__ = [
     "HEADER_SIZE",
     "INT32_MAX",
     "MAX_BODY",
+    "MAX_ID",
     "Decoder",
     "Frame",
     "Op",
@@ -36,6 +37,8 @@ __all__ = [
 HEADER_SIZE = 16
 MAX_BODY = 4096
 """The largest body that goim takes from a client, in bytes (goim: ``MaxBodySize``)."""
+MAX_ID = 256
+"""The longest key, room id or platform, in characters."""
 INT32_MAX = 2**31 - 1
 
 _HEADER = struct.Struct(">ihhii")

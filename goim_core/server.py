@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -29,14 +29,14 @@ from goim_core.http_door import HTTPDoor, Routes
 from goim_core.listener import Address
 from goim_core.logic import Hooks, Logic
 from goim_core.options import Options
+from goim_core.overview import Overview
 from goim_core.pipeline import Pipeline
 from goim_core.presence import Presence
 from goim_core.publisher import Publisher
 from goim_core.queue import MemoryQueue, Queue
 from goim_core.reactor import Reactor, new_reactor
 from goim_core.registry import MemoryRegistry, Registry
-from goim_core.session import Session
-from goim_core.stats import Stats, read_stats
+from goim_core.stats import Stats
 from goim_core.storage import StorageHook
 from goim_core.taskgroup import leave
 from goim_core.weigher import Weigher
@@ -48,7 +48,7 @@ H = TypeVar("H", bound=Hook)
 _log = logging.getLogger("goim_core.server")
 
 
-class Server:
+class Server(Overview):
     """goim's pipeline in this process: ``async with Server(auth=..., ws="127.0.0.1:3102") as server:``.
 
     ``auth`` decides who may connect and has to be chosen; ``rooms``, ``sessions`` and ``messages`` are the
@@ -241,11 +241,6 @@ class Server:
         check_secured(door, self._pipeline.ssl_context)
         self._pipeline.acceptor(door)(sock, address)
 
-    @property
-    def clock(self) -> Clock:
-        """The server's clock."""
-        return self._deadlines.clock
-
     def port(self, door: str) -> int:
         """The TCP port at which ``door`` listens, the first of several; 0 where there is none."""
         return next((at[1] for at in self.addresses.get(door, ()) if not isinstance(at, str)), 0)
@@ -291,36 +286,7 @@ class Server:
             raise ServerStopped("the server is not running")
         return self._publisher
 
-    # Figures.
-
-    def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
-        """The rooms ``kind://id`` with the most connections: id and count, largest first."""
-        return self._comet.online_top(kind, limit)
-
-    def online_rooms(self, room_ids: Iterable[str]) -> dict[str, int]:
-        """How many connections are in each of these rooms."""
-        return {room_id: self._comet.online(room_id) for room_id in room_ids}
-
-    def online_total(self) -> tuple[int, int]:
-        """How many addresses, and how many connections."""
-        elsewhere = self._comet.elsewhere
-        return len(self._comet.addresses) + elsewhere.addresses, len(
-            self._comet.buckets
-        ) + elsewhere.connections
-
-    def members(self, room_id: str, *, offset: int = 0, limit: int = 100) -> list[Session]:
-        """Who is in the room on this node, in the order they came: at most ``limit`` after ``offset``."""
-        return self._comet.members(room_id, offset, limit)
-
-    def stats(self) -> Stats:
-        """The server's figures now."""
-        return read_stats(self._counters, self._comet, self._queue, self._registry, self._discovery)
-
     # Nodes.
-
-    def node(self) -> Node:
-        """This node as it is now, which is what the others are told."""
-        return evolve(self._node, connections=len(self._comet.buckets), addresses=len(self._comet.addresses))
 
     async def drain(self, draining: bool = True) -> None:
         """Get no more clients from node lists, and keep those that are here; or get some again.
@@ -330,18 +296,3 @@ class Server:
         """
         self._node = evolve(self._node, draining=draining)
         await self._discovery.update()
-
-    def region_of(self, address: str) -> str:
-        """The region of a client at the IP ``address``: this node's, unless a subclass knows better."""
-        return self._node.region
-
-    def nodes_weighted(self, platform: str, address: str) -> dict[str, Any]:
-        """Where a client shall connect: see :func:`goim_core.nodes.weighted`."""
-        own = self.node()
-        self._weigher.update(self._discovery.nodes() or (own,), self.clock.now())
-        ranked = self._weigher.choose(self.region_of(address)) or [own]
-        return nodes.weighted(ranked, own, self.options, platform)
-
-    def nodes_instances(self) -> list[dict[str, Any]]:
-        """The nodes there are, drained ones too: see :func:`goim_core.nodes.instances`."""
-        return nodes.instances(self._discovery.nodes() or (self.node(),))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from attrs import define, field, frozen, setters
 
-from goim_core.protocol import INT32_MAX
+from goim_core.protocol import INT32_MAX, MAX_ID
 
 __all__ = ["AuthRequest", "MaybeAwaitable", "Session", "check_key", "check_mid", "check_room_id"]
 
@@ -20,8 +20,6 @@ MaybeAwaitable: TypeAlias = T | Awaitable[T]
 
 MAX_TIME = 1e11
 """The latest time, in seconds since 1970: one in milliseconds is a mistake to be told of."""
-MAX_ID = 256
-"""The longest key, room id or platform, in characters."""
 
 
 def check_room_id(room_id: str) -> str:

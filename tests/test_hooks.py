@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from goim_core.auth import OpenAuth
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.hooks import AuthHook, MessageHook, SessionHook
-from goim_core.protocol import INT32_MAX, Frame, Op
-from goim_core.session import MAX_ID, AuthRequest, Session, check_key, check_room_id
+from goim_core.protocol import INT32_MAX, MAX_ID, Frame, Op
+from goim_core.session import AuthRequest, Session, check_key, check_room_id
 
 LONG = "x" * (MAX_ID + 1)
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"settings"},
     {"choices"},
     {"server", "client", "adapters"},
-    {"http_api", "http_pages", "pipeline"},
+    {"http_api", "http_pages", "overview", "pipeline"},
     {"http_door", "doors", "conversation", "census"},
     {"connection"},
     {"inbox", "operations", "job", "listener"},
@@ -38,7 +38,7 @@ LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in mo
 
 SYNC = {
     "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "handshake", "inbox",
-    "listener", "logic", "nodes", "operations", "options", "poller", "presence", "protocol", "room", "session",
+    "listener", "logic", "nodes", "operations", "options", "overview", "poller", "presence", "protocol", "room", "session",
     "stats", "tls", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}

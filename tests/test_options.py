@@ -15,6 +15,8 @@ NUMBERS = [attribute.name for attribute in attrs.fields(Options) if attribute.ty
 INTS = [attribute.name for attribute in attrs.fields(Options) if attribute.type == "int"]
 SECONDS = [attribute.name for attribute in attrs.fields(Options) if attribute.type == "float"]
 
+MAY_BE_0 = ("linger", "rate", "accept_rate", "read_frames", "read_bytes")
+
 
 def test_goims_values() -> None:
     options = Options()
@@ -26,7 +28,16 @@ def test_goims_values() -> None:
 
 
 def test_the_tests_here_reach_every_option() -> None:
-    assert set(NAMES) - set(NUMBERS) == {"ws_path", "outbox_policy"}
+    assert set(NAMES) - set(NUMBERS) == {"ws_path", "outbox_policy", "trusted", "origins"}
+
+
+@pytest.mark.parametrize(("name", "good"), [("trusted", "10.0.0.0/8"), ("origins", "https://example.com")])
+def test_a_list_is_one_of_texts_that_fit(name: str, good: str) -> None:
+    assert getattr(Options(**{name: [good]}), name) == (good,)
+    assert getattr(Options(**{name: ()}), name) == ()
+    for bad in (good, [good, "no/such"], [5], None, 5, [None]):
+        with pytest.raises(ConfigurationError, match=f"^{name}: expected a list of "):
+            Options(**{name: bad})
 
 
 def test_options_are_keywords_and_do_not_change() -> None:
@@ -55,7 +66,7 @@ def test_a_time_may_be_whole_or_not(name: str) -> None:
     assert getattr(Options(**{name: 3.5}), name) == 3.5
 
 
-@pytest.mark.parametrize("name", [name for name in SECONDS if name not in ("linger", "rate")])
+@pytest.mark.parametrize("name", [name for name in SECONDS if name not in MAY_BE_0])
 def test_a_timeout_is_not_0(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name}: "):
         Options(**{name: 0})
