@@ -206,7 +206,7 @@ class Comet:
     def online(self, room_id: str) -> int:
         """How many connections are in the room, on all nodes."""
         room = self.rooms.get(room_id)
-        return (room.online if room is not None else 0) + self.elsewhere.rooms.get(room_id, 0)
+        return (len(room.members) if room is not None else 0) + self.elsewhere.rooms.get(room_id, 0)
 
     def census(self) -> Online:
         """How many are online on this node."""

@@ -147,8 +147,12 @@ class Connection:
         if not data:
             self.lost(ConnectionResetError("connection closed by the peer"))
         elif self.stage < CLOSING:
-            self.wire.receive(data)
-            self._on_events()
+            frame = self.wire.lone(data)
+            if frame is not None:
+                self.on_frame(frame)
+            else:
+                self.wire.receive(data)
+                self._on_events()
 
     def on_writable(self) -> None:
         """Send what waits."""

@@ -27,21 +27,24 @@ from goim_core.errors import (
     ServerStopped,
     StorageError,
 )
-from goim_core.session import MaybeAwaitable
+from goim_core.session import MaybeAwaitable, Session
 
 __all__ = ["Exchanges", "Flow", "attempt", "settle", "settled"]
 
 T = TypeVar("T")
 Flow: TypeAlias = Generator[Awaitable[Any], Any, T]
 
+_PLAIN = frozenset((type(None), bool, str, int, list, dict, Session))
+
 _log = logging.getLogger("goim_core.hooks")
 
 
 def settle(value: MaybeAwaitable[T]) -> Flow[T]:
     """``value``, or what awaiting it gives: ``yield from settle(hook.method(...))``."""
-    if inspect.isawaitable(value):
+    # Nearly all that plain hooks return is of these; isawaitable() takes its time to deny it.
+    if type(value) not in _PLAIN and inspect.isawaitable(value):
         return cast("T", (yield value))
-    return value
+    return cast("T", value)
 
 
 async def settled(value: MaybeAwaitable[T]) -> T:

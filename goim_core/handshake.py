@@ -10,7 +10,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import RejectConnection, Request
 from wsproto.utilities import RemoteProtocolError, generate_accept_token
 
-__all__ = ["HandshakeError", "head_size", "upgrade"]
+__all__ = ["HandshakeError", "checked_headers", "head_size", "upgrade", "usual_headers"]
 
 
 class HandshakeError(Exception):
@@ -65,6 +65,50 @@ def upgrade(head: bytes, served: str) -> tuple[bytes, str, dict[str, str]]:
     target = line[2].decode("ascii")
     if target.partition("?")[0] != served:
         raise HandshakeError(HTTPStatus.NOT_FOUND, f"no such path; this server answers {served}")
+    headers = usual_headers(head[line.end() :])
+    if headers is None:
+        headers = checked_headers(head)
+    response = _SWITCHING + generate_accept_token(headers["sec-websocket-key"].encode()) + b"\r\n\r\n"
+    return response, target, headers
+
+
+def usual_headers(lines: bytes) -> dict[str, str] | None:
+    """The headers of a handshake as clients send it; None leaves one to wsproto, to read it or to refuse it.
+
+    What is read here is a subset of what wsproto reads, in a fifth of the time.
+    """
+    found = _HEADER.findall(lines)
+    headers = {name.lower(): value for name, value in found}
+    if len(headers) != len(found) or len(found) != lines.count(b"\n") - 1:
+        return None  # a name is repeated, or a line is no plain header
+    tokens = headers.get(b"connection", b"").lower().replace(b" ", b"").split(b",")
+    if (
+        b"upgrade" not in tokens
+        or headers.get(b"upgrade", b"").lower() != b"websocket"
+        or headers.get(b"sec-websocket-version") != b"13"
+        or not _KEY.fullmatch(headers.get(b"sec-websocket-key", b""))
+        or not _HOST.fullmatch(headers.get(b"host", b""))
+        or not headers.keys().isdisjoint(_LEFT_TO_WSPROTO)
+    ):
+        return None
+    headers.pop(b"sec-websocket-extensions", None)
+    return {name.decode(): value.decode() for name, value in headers.items()}
+
+
+_HEADER = re.compile(
+    rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ \t!-~]*[!-~])?)?)[ \t]*\r$", re.MULTILINE
+)
+"""A line of the plain kind (RFC 9112 section 5): not folded, and without bytes beyond ASCII."""
+_LABEL = rb"[a-z0-9]{1,20}(?:-[a-z0-9]{1,20}){0,2}"
+_HOST = re.compile(rb"%b(?:\.%b){0,9}(?::[0-9]{1,5})?" % (_LABEL, _LABEL))
+"""A host of the plain kind: no IDNA in it, which wsproto decodes."""
+_LEFT_TO_WSPROTO = frozenset(
+    (b"content-length", b"expect", b"sec-websocket-protocol", b"te", b"trailer", b"transfer-encoding")
+)
+
+
+def checked_headers(head: bytes) -> dict[str, str]:
+    """The headers of any handshake that wsproto takes; raises :class:`HandshakeError` for another."""
     request = _read_request(head)
     headers = _headers(request)
     keys = [value for name, value in request.extra_headers if name == b"sec-websocket-key"]
@@ -72,8 +116,7 @@ def upgrade(head: bytes, served: str) -> tuple[bytes, str, dict[str, str]]:
         raise HandshakeError(HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key: expected 16 bytes in base64")
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
         raise HandshakeError(HTTPStatus.BAD_REQUEST, "a handshake has no body")
-    response = _SWITCHING + generate_accept_token(keys[0]) + b"\r\n\r\n"
-    return response, target, headers
+    return headers
 
 
 # Always the same but for the token, so h11 need not make it (20 of 70 us for a handshake).

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, cast
 
-from attrs import define, evolve
+from attrs import define
 
 from goim_core.clock import Clock
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused
@@ -60,6 +60,7 @@ class Logic:
             or _overrides(registry, "renew", Registry)
         )
         """Whether a heartbeat concerns anyone; where not, none is told."""
+        self._tells_rooms = any(_overrides(hooks.rooms, name, RoomHook) for name in ("entered", "left"))
 
     # A connection's life.
 
@@ -74,7 +75,7 @@ class Logic:
             if not isinstance(key, str):
                 raise _wrong(self._hooks.sessions.make_key, "a str", key)
         device = session.device or session.platform
-        session = evolve(session, key=check_key(key), device=device, server=self.name, joined=frozenset())
+        session = session.placed(check_key(key), device, self.name)
         if session.room_id:
             yield from self.may_enter(session, session.room_id)
         policy = self._hooks.sessions.logins
@@ -184,6 +185,8 @@ class Logic:
 
     def moved(self, session: Session, before: frozenset[str], after: frozenset[str]) -> Flow[None]:
         """Tell the room hook which rooms ``session`` has left and entered."""
+        if not self._tells_rooms:
+            return
         wish = None
         try:
             for room_id in before - after:  # one at most

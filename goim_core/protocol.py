@@ -30,6 +30,7 @@ __all__ = [
     "encode",
     "encode_heartbeat_reply",
     "frame_at",
+    "lone_frame",
     "pushable",
     "split",
 ]
@@ -162,6 +163,17 @@ def frame_at(buffer: bytes, start: int, max_body: int = MAX_BODY) -> Frame | Non
     return Frame(op, buffer[start + HEADER_SIZE : end], seq, ver)
 
 
+def lone_frame(data: bytes, max_body: int = MAX_BODY) -> Frame | None:
+    """The frame that ``data`` is, or None where it is not one whole frame and nothing else."""
+    size = len(data)
+    if not HEADER_SIZE <= size <= max_body + HEADER_SIZE:
+        return None
+    length, header_length, ver, op, seq = _HEADER.unpack_from(data)
+    if length != size or header_length != HEADER_SIZE:
+        return None
+    return Frame(op, data[HEADER_SIZE:], seq, ver)
+
+
 class Decoder:
     """Incremental decoder of a stream of frames.
 
@@ -180,6 +192,10 @@ class Decoder:
         """Take bytes as they came from the stream, cut anywhere."""
         self._buffer = self._buffer[self._start :] + data if self._buffer else data
         self._start = 0
+
+    def lone_frame(self, data: bytes) -> Frame | None:
+        """The frame that ``data`` is, past the buffer; None where it is not just one, or something waits."""
+        return None if self._buffer else lone_frame(data, self.max_body)
 
     @property
     def pending(self) -> int:

@@ -8,8 +8,12 @@ asyncio, uvloop and trio alike, and no connection needs a task, a coroutine or a
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import anyio
@@ -94,11 +98,7 @@ class KernelReactor(Reactor):
         self._poller = poller
         # By descriptor: the kernel gives out the lowest free one, so a list stays dense.
         self._sources: list[Source | None] = []
-        self._asleep = False
-        self._bell, self._ear = socket.socketpair()
-        for end in (self._bell, self._ear):
-            end.setblocking(False)
-        self.add(self._ear, _Ear(self._ear))
+        self._ring: Callable[[], object] = _nothing
 
     def add(self, sock: Socket, source: Source) -> None:
         """See :meth:`Reactor.add`."""
@@ -123,40 +123,94 @@ class KernelReactor(Reactor):
         return [source for source in self._sources if source is not None]
 
     def _wake(self) -> None:
-        if self._asleep:
-            self._asleep = False
-            self._bell.send(b"\0")
+        self._ring()
+
+    def _turn(self) -> bool:
+        """Serve what is ready now; True when there is more to do at once."""
+        sources = self._sources
+        events = self._poller.poll()
+        for fd, event in events:
+            # A socket that was closed earlier in this turn has no source. Where its number was given
+            # to a new one, that one is called for nothing, which does no harm: nothing blocks.
+            source = sources[fd]
+            if source is not None and event != WRITE:
+                source.on_readable()
+                source = sources[fd]
+            if source is not None and event & WRITE:
+                source.on_writable()
+        return (bool(self._again) and self._turns()) or len(events) == EVENTS_A_TURN
 
     async def run(self) -> None:
         """See :meth:`Reactor.run`."""
-        poll, sources, fileno = self._poller.poll, self._sources, self._poller.fileno()
-        busy = bool(self._again)
-        while True:
-            if busy:
-                await anyio.lowlevel.checkpoint()
-            else:
-                self._asleep = True
-                # Waiting for what is ready already would not notice a cancellation on every loop.
-                await anyio.lowlevel.checkpoint_if_cancelled()
-                await anyio.wait_readable(fileno)
-                self._asleep = False
-            events = poll()
-            for fd, event in events:
-                # A socket that was closed earlier in this turn has no source. Where its number was given
-                # to a new one, that one is called for nothing, which does no harm: nothing blocks.
-                source = sources[fd]
-                if source is not None and event != WRITE:
-                    source.on_readable()
-                    source = sources[fd]
-                if source is not None and event & WRITE:
-                    source.on_writable()
-            busy = self._turns() or len(events) == EVENTS_A_TURN
+        with self._waiting() if _in_asyncio() else self._waiting_anywhere() as wait:
+            busy = True
+            while True:
+                if busy:
+                    await anyio.lowlevel.checkpoint()
+                else:
+                    await wait()
+                busy = self._turn()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[Callable[[], Awaitable[None]]]:
+        # The loop is told of the descriptor once: anyio.wait_readable() tells it anew for each turn, and
+        # takes it back, which costs more than the turn itself where few sockets are ready.
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+
+        def ring() -> None:
+            if not waiting.done():
+                waiting.set_result(None)
+
+        async def wait() -> None:
+            nonlocal waiting
+            waiting = loop.create_future()
+            await waiting
+
+        loop.add_reader(self._poller.fileno(), ring)
+        self._ring = ring
+        try:
+            yield wait
+        finally:
+            self._ring = _nothing
+            loop.remove_reader(self._poller.fileno())
+
+    @contextmanager
+    def _waiting_anywhere(self) -> Iterator[Callable[[], Awaitable[None]]]:
+        fileno = self._poller.fileno()
+        bell, ear = socket.socketpair()
+
+        async def wait() -> None:
+            self._ring = functools.partial(bell.send, b"\0")
+            # Waiting for what is ready already would not notice a cancellation on every loop.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            await anyio.wait_readable(fileno)
+            self._ring = _nothing
+
+        with bell, ear:
+            bell.setblocking(False)
+            ear.setblocking(False)
+            self.add(ear, _Ear(ear))
+            try:
+                yield wait
+            finally:
+                self._ring = _nothing
+                self.remove(ear)
 
     def close(self) -> None:
         """See :meth:`Reactor.close`."""
         self._poller.close()
-        self._bell.close()
-        self._ear.close()
+
+
+def _in_asyncio() -> bool:
+    try:
+        return asyncio.current_task() is not None  # trio may be a guest in asyncio's callbacks
+    except RuntimeError:
+        return False
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Ear:

@@ -16,7 +16,7 @@ from wsproto.frame_protocol import CloseReason
 
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
 from goim_core.handshake import HandshakeError, head_size, upgrade
-from goim_core.protocol import HEADER_SIZE, MAX_BODY, Frame, frame_at
+from goim_core.protocol import HEADER_SIZE, MAX_BODY, Frame, frame_at, lone_frame
 from goim_core.wire import NO_HEADERS, WEBSOCKET, Answer, Wire, disconnect_frame, encodable, websocket_binary
 
 __all__ = ["WebSocketWire"]
@@ -84,6 +84,22 @@ class WebSocketWire(Wire):
         self._message_at = 0
         self._borrowed: _Borrowed | None = None
         self._failure: tuple[str, int] | None = None
+
+    def lone(self, data: bytes) -> Frame | None:
+        """See :meth:`Wire.lone`."""
+        size = len(data) - 6
+        # A whole binary frame with a mask and a length of 7 bits (RFC 6455 section 5.2).
+        if (
+            not 0 < size < 126
+            or data[0] != 0x82
+            or data[1] != 0x80 + size
+            or self._buffer
+            or self._message
+            or self._borrowed is not None
+            or self._stage != _OPEN
+        ):
+            return None
+        return lone_frame(_unmasked(data, 6, size), self.max_body)
 
     def receive(self, data: bytes) -> None:
         """See :meth:`Wire.receive`. What comes after the end or a failure is dropped."""

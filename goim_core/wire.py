@@ -97,6 +97,14 @@ class Wire(ABC):
     headers: Mapping[str, str]
 
     @abstractmethod
+    def lone(self, data: bytes) -> Frame | None:
+        """The frame that ``data`` is, where it is one usual frame, whole, and nothing waits before it.
+
+        None takes nothing: give ``data`` to :meth:`receive`. Nearly all that clients send comes like that,
+        and to put it into a buffer and to take it out again would cost more than to read it.
+        """
+
+    @abstractmethod
     def receive(self, data: bytes) -> None:
         """Take bytes as they came from the socket, cut anywhere."""
 
@@ -128,6 +136,7 @@ class TCPWire(Decoder, Wire):
     path = ""
     headers = NO_HEADERS
 
+    lone = Decoder.lone_frame
     next_event = Decoder.next_frame
 
     def encode(self, frame_bytes: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
+from attrs import define, fields
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -245,3 +246,27 @@ def test_any_bytes_are_let_in_or_refused(token: bytes) -> None:
         OpenAuth().authenticate(AuthRequest(token=token))
     except Disconnect as refused:
         assert refused.code == CloseCode.AUTH_REFUSED
+
+
+@define(eq=False, weakref_slot=False)
+class Badge(Session):
+    level: int = 0
+
+
+def test_a_session_is_placed_in_a_copy_that_has_all_of_it() -> None:
+    given = Session(
+        mid=7, room_id="a://b", platform="web", accepts=[1, 2], expires=1e9, data={"a": 1}, device="d"
+    )
+    placed = given.placed("k", "phone", "node")
+    assert (placed.key, placed.device, placed.server, placed.joined) == ("k", "phone", "node", frozenset())
+    settled = {"key", "device", "server", "joined"}
+    for name in {field.name for field in fields(Session)} - settled:
+        assert getattr(placed, name) == getattr(given, name) != getattr(Session(mid=8), name)
+    assert placed is not given
+    assert given.key == ""
+
+
+def test_a_session_of_the_applications_own_kind_stays_one() -> None:
+    placed = Badge(mid=7, level=3).placed("k", "phone", "node")
+    assert isinstance(placed, Badge)
+    assert (placed.level, placed.key) == (3, "k")

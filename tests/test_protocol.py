@@ -203,3 +203,23 @@ def test_split_refuses_a_cut_batch(batch: bytes) -> None:
 def test_split_refuses_a_malformed_frame() -> None:
     with pytest.raises(ProtocolError, match="header length"):
         split(encode(4) + header(16, 17))
+
+
+@given(st.binary(max_size=40) | FRAMES.map(Frame.encode), st.binary(max_size=2), st.booleans())
+def test_a_lone_frame_is_what_the_buffer_would_give(data: bytes, more: bytes, waits: bool) -> None:
+    lone, buffered = Decoder(max_body=20), Decoder(max_body=20)
+    if waits:
+        lone.receive(encode(4)[:5])
+    frame = lone.lone_frame(data + more)
+    if frame is None:
+        return
+    assert not waits
+    buffered.receive(data + more)
+    assert drain(buffered) == [frame]
+    assert buffered.pending == lone.pending == 0
+
+
+@given(FRAMES)
+def test_a_whole_frame_is_a_lone_frame(frame: Frame) -> None:
+    assert Decoder().lone_frame(frame.encode()) == frame
+    assert Decoder(max_body=len(frame.body) - 1).lone_frame(frame.encode()) is None

@@ -12,6 +12,7 @@ from wsproto.events import AcceptConnection, Request
 from wsproto.extensions import PerMessageDeflate
 
 from goim_core.errors import CloseCode, Disconnect
+from goim_core.handshake import checked_headers, usual_headers
 from goim_core.protocol import Frame, encode
 from goim_core.websocket import WebSocketWire
 from goim_core.wire import Answer
@@ -281,3 +282,56 @@ def test_a_damaged_request_is_answered_or_waited_for(patch: str, at: int, remove
     wire.receive(good[:at] + patch.encode("latin-1") + good[at + removed :])
     event = wire.next_event()
     assert event is None or isinstance(event, Answer)
+
+
+FIELDS = st.sampled_from(
+    [
+        *(
+            "Host: a.example",
+            "host:b:80",
+            "Host: A.example",
+            "Host: [::1]:80",
+            "Host: ",
+            "Host: xn--a",
+            "Host: a,b",
+        ),
+        *("Upgrade: websocket", "upgrade: WebSocket ", "Upgrade: h2c", "Upgrade:"),
+        *(
+            "Connection: Upgrade",
+            "Connection: keep-alive, upgrade",
+            "Connection: close",
+            "Connection: up grade",
+        ),
+        *(f"Sec-WebSocket-Key: {KEY}", f"sec-websocket-key:\t{KEY}\t", "Sec-WebSocket-Key: short"),
+        *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version:  13", "Sec-WebSocket-Version: 8"),
+        *("Sec-WebSocket-Protocol: a, b", "Sec-WebSocket-Extensions: permessage-deflate"),
+        *("Content-Length: 0", "Content-Length: 5", "Transfer-Encoding: chunked", "Expect: 100-continue"),
+        *(
+            "Cookie: a=b; c=d",
+            "Cookie: e=f",
+            "Origin: null",
+            "X: \xe4",
+            " folded",
+            "no colon",
+            "A B: c",
+            "X:\x01",
+            ":v",
+        ),
+    ]
+)
+
+
+@given(st.lists(FIELDS, max_size=3), st.permutations(request().decode().split("\r\n")[1:-2]), st.data())
+def test_what_is_read_here_is_what_wsproto_reads(
+    more: list[str], usual: list[str], data: st.DataObject
+) -> None:
+    kept = data.draw(st.integers(4, 5))
+    lines = "\r\n".join([*usual[:kept], *more, "", ""]).encode("latin-1")
+    found = usual_headers(lines)
+    if found is not None:
+        assert found == checked_headers(b"GET /sub HTTP/1.1\r\n" + lines)
+
+
+def test_the_usual_is_read_here() -> None:
+    lines = request("Cookie: a=b", "Sec-WebSocket-Extensions: x").partition(b"\r\n")[2]
+    assert usual_headers(lines) == checked_headers(b"GET /sub HTTP/1.1\r\n" + lines)

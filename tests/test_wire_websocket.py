@@ -70,6 +70,10 @@ def observe(wire: WebSocketWire, parts: Iterator[bytes] | list[bytes]) -> list[S
     """Everything that ``wire`` says: frames, answers' bytes, and how it ended with which code."""
     seen: list[Seen] = []
     for part in parts:
+        lone = wire.lone(part)
+        if lone is not None:
+            seen.append(lone)
+            continue
         wire.receive(part)
         try:
             while (event := wire.next_event()) is not None:
@@ -561,3 +565,16 @@ def test_a_handshake_frames_and_errors_leave_nothing_to_the_garbage_collector(re
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@given(st.binary(min_size=1, max_size=8) | st.sampled_from([encode(4, b"x"), HEARTBEAT, HEARTBEAT[:-1]]))
+def test_a_lone_frame_is_taken_only_where_nothing_waits(begun: bytes) -> None:
+    message = client_frame(BINARY, HEARTBEAT)
+    wire = open_wire()
+    assert wire.lone(message) == Frame(Op.HEARTBEAT, seq=1)
+    assert wire.lone(message + b"\x82") is None
+    assert wire.lone(client_frame(BINARY, HEARTBEAT + HEARTBEAT)) is None
+    wire.receive(client_frame(BINARY, begun)[:-1])
+    assert wire.next_event() is None
+    assert wire.lone(message) is None
+    assert WebSocketWire().lone(message) is None, "the handshake comes first"
