@@ -22,7 +22,7 @@ class Census:
         self._comet = comet
         self._registry = registry
         self._clock = clock
-        self._interval = interval
+        self.interval = interval
 
     async def run(self) -> None:
         """Work until cancelled; return at once for a registry that knows of no other node."""
@@ -37,4 +37,4 @@ class Census:
                 if fresh:  # said once, until they are again
                     _log.warning("counts of other nodes are not fresh: %s", error)
                 fresh = False
-            await self._clock.sleep(self._interval)
+            await self._clock.sleep(self.interval)

@@ -81,7 +81,12 @@ class Edge:
     silence: float = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.silence = self.options.silence  # each heartbeat needs it
+        self.reload(self.options)
+
+    def reload(self, options: Options) -> None:
+        """From now on, these are the options."""
+        self.options = options
+        self.silence = options.silence  # each heartbeat needs it
 
 
 @define(eq=False, weakref_slot=False)

@@ -90,11 +90,16 @@ class Exchanges:
     def __init__(self, tasks: TaskGroup, deadlines: Deadlines, limit: int, timeout: float) -> None:
         self._tasks = tasks
         self._deadlines = deadlines
-        self._limiter = anyio.Semaphore(limit)
+        self._limiter = anyio.CapacityLimiter(limit)
         self._timeout = timeout
         self._active: set[anyio.CancelScope] = set()
         self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
+
+    def bound(self, limit: int, timeout: float) -> None:
+        """Change both, ``timeout`` for those that have not begun."""
+        self._limiter.total_tokens = limit
+        self._timeout = timeout
 
     def begin(
         self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]

@@ -42,14 +42,13 @@ class _Line:
 
 
 class Job:
-    """Carries pushes from ``queue`` to ``comet``."""
+    """Carries pushes from ``queue`` to ``comet``, with ``batch`` and ``linger`` of ``options``."""
 
     def __init__(self, queue: Queue, comet: Comet, clock: Clock, options: Options) -> None:
         self._queue = queue
         self._comet = comet
         self._clock = clock
-        self._batch = options.batch
-        self._linger = options.linger
+        self.options = options
         self._lines: dict[str, _Line] = {}
         self._sending: deque[Pushing] = deque()
         self._pending = 0
@@ -79,7 +78,7 @@ class Job:
                 continue
             line = self._line(msg, tasks)
             line.waiting.append(msg)
-            if not line.sending and (not line.lingers or len(line.waiting) >= self._batch):
+            if not line.sending and (not line.lingers or len(line.waiting) >= self.options.batch):
                 self._start(line)
 
     def _line(self, msg: PushMsg, tasks: TaskGroup) -> _Line:
@@ -87,14 +86,14 @@ class Job:
         name = msg.room if msg.type is PushType.ROOM else msg.type.name
         line = self._lines.get(name)
         if line is None:
-            lingers = self._linger > 0 and msg.type is PushType.ROOM
+            lingers = self.options.linger > 0 and msg.type is PushType.ROOM
             line = self._lines[name] = _Line(name, lingers)
             if lingers:
                 tasks.start_soon(self._start_later, line)
         return line
 
     async def _start_later(self, line: _Line) -> None:
-        await self._clock.sleep(self._linger)
+        await self._clock.sleep(self.options.linger)
         if not line.sending:
             self._start(line)
 
@@ -127,11 +126,11 @@ class Job:
 
     def _take(self, line: _Line) -> list[PushMsg]:
         """The next pushes that go as one packet. Those to keys, and to all with another op, do not mix."""
-        waiting = line.waiting
+        waiting, batch = line.waiting, self.options.batch
         first = waiting.popleft()
         taken = [first]
         size = len(first.msg)
-        while waiting and len(taken) < self._batch and first.type is not PushType.PUSH:
+        while waiting and len(taken) < batch and first.type is not PushType.PUSH:
             size += len(waiting[0].msg)
             mixed = first.type is PushType.BROADCAST and waiting[0].operation != first.operation
             if mixed or size > PACKET_BYTES:

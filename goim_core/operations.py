@@ -11,6 +11,7 @@ from goim_core.comet import Comet
 from goim_core.errors import ErrorCode, Refused
 from goim_core.flow import Flow
 from goim_core.logic import Logic
+from goim_core.options import Options
 from goim_core.protocol import EXTENSION_OPS, INT32_MAX, Frame, Op, encode, encode_heartbeat_reply
 from goim_core.room import Room
 from goim_core.session import AuthRequest, check_room_id
@@ -32,12 +33,12 @@ _Operation: TypeAlias = Callable[[Channel, bytes], bytes | Flow[bytes]]
 
 
 class Operations:
-    """Answers the frames of authenticated clients. ``max_rooms`` is how many rooms one may join."""
+    """Answers the frames of authenticated clients, within the limits of ``options``."""
 
-    def __init__(self, comet: Comet, logic: Logic, max_rooms: int) -> None:
+    def __init__(self, comet: Comet, logic: Logic, options: Options) -> None:
         self._comet = comet
         self._logic = logic
-        self._max_rooms = max_rooms
+        self.options = options
         self._own: dict[int, _Operation] = {
             Op.CHANGE_ROOM: self._change_room,
             Op.SUB: self._sub,
@@ -113,8 +114,9 @@ class Operations:
         room_id, session = _required_room_id(body), channel.session
         if room_id in session.joined:
             return body
-        if len(session.joined) >= self._max_rooms:
-            raise Refused(f"at most {self._max_rooms} rooms for a connection", ErrorCode.TOO_MANY)
+        at_most = self.options.max_rooms
+        if len(session.joined) >= at_most:
+            raise Refused(f"at most {at_most} rooms for a connection", ErrorCode.TOO_MANY)
         if room_id not in session.rooms:
             yield from self._logic.may_enter(session, room_id)
         yield from self._move(channel, room_id, self._comet.join)

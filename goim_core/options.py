@@ -13,7 +13,10 @@ from attrs import field, frozen
 from goim_core.errors import ConfigurationError
 from goim_core.protocol import INT32_MAX, MAX_BODY, MAX_ID
 
-__all__ = ["Options", "OutboxPolicy"]
+__all__ = ["FIXED", "Options", "OutboxPolicy"]
+
+FIXED = ("backlog", "buckets", "queue_size", "ws_path")
+"""The options that stay as they are while a server runs: parts are made of them, or other nodes know them."""
 
 
 class OutboxPolicy(StrEnum):

@@ -18,14 +18,15 @@ from goim_core.comet import Comet
 from goim_core.connection import Connection, Edge, Stage
 from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
-from goim_core.errors import CloseCode, Disconnect
+from goim_core.errors import CloseCode, ConfigurationError, Disconnect
 from goim_core.flow import Exchanges
 from goim_core.http_door import HTTPDoor
 from goim_core.job import Job
 from goim_core.listener import Accept, Listener
 from goim_core.logic import Logic
 from goim_core.operations import Operations
-from goim_core.options import Options
+from goim_core.options import FIXED, Options
+from goim_core.publisher import Publisher
 from goim_core.queue import Queue
 from goim_core.reactor import Reactor
 from goim_core.registry import Registry
@@ -46,6 +47,7 @@ class Pipeline:
 
     comet: Comet
     logic: Logic
+    publisher: Publisher
     queue: Queue
     registry: Registry
     discovery: Discovery
@@ -57,6 +59,8 @@ class Pipeline:
     new_reactor: Callable[[], Reactor]
     listeners: dict[str, list[Listener]] = field(init=False, factory=dict)
     edge: Edge = field(init=False)
+    _census: Census = field(init=False)
+    _job: Job = field(init=False)
     _scope: anyio.CancelScope = field(init=False)
     _tasks: TaskGroup = field(init=False)
 
@@ -70,7 +74,7 @@ class Pipeline:
                 self.edge = Edge(
                     comet=self.comet,
                     logic=self.logic,
-                    operations=Operations(self.comet, self.logic, options.max_rooms),
+                    operations=Operations(self.comet, self.logic, options),
                     exchanges=Exchanges(self._tasks, deadlines, options.max_hooks, options.hook_timeout),
                     reactor=reactor,
                     deadlines=deadlines,
@@ -85,10 +89,27 @@ class Pipeline:
                 self._tasks.start_soon(self.queue.run)
                 self._tasks.start_soon(self.registry.run)
                 self._tasks.start_soon(self.discovery.run)
-                self._tasks.start_soon(Census(self.comet, self.registry, deadlines.clock, options.census).run)
-                self._tasks.start_soon(Job(self.queue, self.comet, deadlines.clock, options).run)
+                self._census = Census(self.comet, self.registry, deadlines.clock, options.census)
+                self._job = Job(self.queue, self.comet, deadlines.clock, options)
+                self._tasks.start_soon(self._census.run)
+                self._tasks.start_soon(self._job.run)
                 task_status.started()
         reactor.close()
+
+    def reload(self, options: Options) -> None:
+        """See :meth:`goim_core.Server.reload`."""
+        for name in FIXED:
+            now, wanted = getattr(self.options, name), getattr(options, name)
+            if now != wanted:
+                raise ConfigurationError(f"{name}: it is {now!r} while the server runs, got {wanted!r}")
+        self.options = self._job.options = self.edge.operations.options = options
+        self.edge.reload(options)
+        self.edge.exchanges.bound(options.max_hooks, options.hook_timeout)
+        self.publisher.timeout = options.hook_timeout
+        self.http.max_body = options.http_max_body
+        self._census.interval = options.census
+        for connection in self._connections():
+            connection.wire.bound(options.max_body)
 
     def end(self) -> None:
         """Cancel whatever is left."""
@@ -96,12 +117,12 @@ class Pipeline:
 
     def acceptor(self, door: str) -> Accept:
         """What becomes of a socket that comes in at ``door``."""
-        options, edge, context = self.options, self.edge, self.ssl_context
+        edge, context = self.edge, self.ssl_context
 
         def new_wire() -> Wire:
             if door in ("ws", "wss"):
-                return WebSocketWire(options.max_body, options.ws_path)
-            return TCPWire(options.max_body)
+                return WebSocketWire(edge.options.max_body, edge.options.ws_path)
+            return TCPWire(edge.options.max_body)
 
         def accept_http(sock: socket.socket, _: str) -> None:
             self._tasks.start_soon(self.http.serve, sock)

@@ -37,7 +37,7 @@ class Publisher:
         self._registry = registry
         self._storage = storage
         self._deadlines = deadlines
-        self._timeout = timeout
+        self.timeout = timeout
 
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes, *, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_keys`."""
@@ -88,10 +88,10 @@ class Publisher:
         if not mids:
             return {}
         numbers: object = None
-        with self._deadlines.move_on_after(self._timeout) as timer:
+        with self._deadlines.move_on_after(self.timeout) as timer:
             numbers = await settled(storage.append(mids, int(op), body, idempotency_key=idempotency_key))
         if timer.cancelled_caught:
-            raise StorageError(f"the storage took longer than {self._timeout:g} s: the push may be in it")
+            raise StorageError(f"the storage took longer than {self.timeout:g} s: the push may be in it")
         if not isinstance(numbers, dict) or not all(_is_number(numbers.get(mid)) for mid in mids):
             raise HookError(
                 f"{type(storage).__qualname__}.append may return the number, 1 or more, for each user"

@@ -132,6 +132,7 @@ class Server(Overview):
         self._pipeline = Pipeline(
             comet=self._comet,
             logic=self._logic,
+            publisher=self._publisher,
             queue=self._queue,
             registry=self._registry,
             discovery=self._discovery,
@@ -240,6 +241,17 @@ class Server(Overview):
             raise ValueError(f"door: expected one of {', '.join(self._doors)}; got {door!r:.80}")
         check_secured(door, self._pipeline.ssl_context)
         self._pipeline.acceptor(door)(sock, address)
+
+    def reload(self, *, options: Options) -> None:
+        """Change limits and times while it runs: who is connected has the new ones from its next frame on.
+
+        Raises :class:`~goim_core.errors.ConfigurationError` that names an option which cannot change
+        (``backlog``, ``buckets``, ``queue_size``, ``ws_path``): then nothing has changed. Raises
+        :class:`~goim_core.errors.ServerStopped` outside the server's block.
+        """
+        self._pushes()
+        self._pipeline.reload(options)
+        self.options = options
 
     def port(self, door: str) -> int:
         """The TCP port at which ``door`` listens, the first of several; 0 where there is none."""

@@ -290,6 +290,10 @@ class WebSocketWire(Wire):
         close = CloseConnection(code=why.code, reason=encodable(why.reason))
         return websocket_binary(disconnect_frame(why)) + Connection(ConnectionType.SERVER).send(close)
 
+    def bound(self, max_body: int) -> None:
+        """See :meth:`Wire.bound`."""
+        self.max_body = max_body
+
     def forget_handshake(self) -> None:
         """See :meth:`Wire.forget_handshake`."""
         self.path = ""

@@ -123,6 +123,10 @@ class Wire(ABC):
     def farewell(self, why: Disconnect) -> bytes:
         """The bytes to send last; empty when the peer has been told already."""
 
+    @abstractmethod
+    def bound(self, max_body: int) -> None:
+        """From now on this is the largest body of a frame, in bytes."""
+
     def forget_handshake(self) -> None:
         """Drop ``path`` and ``headers``, which nobody reads after authentication."""
 
@@ -142,6 +146,10 @@ class TCPWire(Decoder, Wire):
     def encode(self, frame_bytes: bytes) -> bytes:
         """The frame itself."""
         return frame_bytes
+
+    def bound(self, max_body: int) -> None:
+        """See :meth:`Wire.bound`."""
+        self.max_body = max_body
 
     def farewell(self, why: Disconnect) -> bytes:
         """An op-6 frame whose body is JSON, ``{"code":1001,"message":"..."}``."""

@@ -16,6 +16,7 @@ from goim_core.hooks import AuthHook, MessageHook, RoomHook, SessionHook
 from goim_core.logic import Logic
 from goim_core.memory_storage import MemoryStorage
 from goim_core.operations import MAX_ACCEPTS, MAX_MEMBERS, MAX_OFFSET, MAX_SEEN, Operations
+from goim_core.options import Options
 from goim_core.presence import Presence
 from goim_core.protocol import INT32_MAX, Frame, Op, encode, split
 from goim_core.session import AuthRequest, Session
@@ -41,7 +42,7 @@ class Desk:
     def __init__(self, logic: Logic | None = None, max_rooms: int = 3) -> None:
         self.comet = Comet(presence=Presence(Deadlines(ManualClock())))
         logic = new_logic(messages=Messages()) if logic is None else logic
-        self.operations = Operations(self.comet, logic, max_rooms)
+        self.operations = Operations(self.comet, logic, Options(max_rooms=max_rooms))
 
     def put(self, key: str, room_id: str = "", accepts: tuple[int, ...] = EXTENSIONS, mid: int = 1) -> Link:
         session = Session(mid=mid, key=key, room_id=room_id, accepts=frozenset(accepts), device="d")
