@@ -5,6 +5,7 @@ The base of :class:`goim_core.Server`, which has the parts.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,20 +16,30 @@ from goim_core.channel import Counters
 from goim_core.clock import Clock, Deadlines
 from goim_core.comet import Comet
 from goim_core.discovery import Discovery, Node
+from goim_core.metrics import Instruments
 from goim_core.options import Options
 from goim_core.queue import Queue
 from goim_core.registry import Registry
 from goim_core.session import Session
 from goim_core.stats import Stats, read_stats
+from goim_core.trace import Line, Tracer
 from goim_core.weigher import Weigher
 
 __all__ = ["Overview"]
+
+MANY_ROOMS = 10_000
+"""With more rooms than this they are not compared while everyone waits."""
 
 
 class Overview:
     """The questions that a :class:`goim_core.Server` answers at once."""
 
     options: Options
+    instruments: Instruments
+    """What is counted and timed beside :meth:`stats`."""
+    _running: bool
+    _started: float
+    _tracer: Tracer
     _node: Node
     _comet: Comet
     _counters: Counters
@@ -65,6 +76,59 @@ class Overview:
     def stats(self) -> Stats:
         """The server's figures now."""
         return read_stats(self._counters, self._comet, self._queue, self._registry, self._discovery)
+
+    def top(self, limit: int) -> list[tuple[str, int]]:
+        """The rooms with the most connections, whatever their type; none where there are too many to ask."""
+        ids = {*self._comet.rooms, *self._comet.elsewhere.rooms}
+        if len(ids) > MANY_ROOMS:
+            return []
+        counts = [(room_id, self._comet.online(room_id)) for room_id in ids]
+        return heapq.nsmallest(limit, counts, key=lambda room: (-room[1], room[0]))
+
+    # Is it well?
+
+    @property
+    def uptime(self) -> float:
+        """For how many seconds it has been running; 0 before."""
+        return self.clock.now() - self._started if self._running else 0.0
+
+    @property
+    def draining(self) -> bool:
+        """Whether node lists shall not name this node."""
+        return self._node.draining
+
+    @property
+    def unready(self) -> str:
+        """Why no new clients should be sent here; empty when they may come."""
+        if not self._running:
+            return "the server is not running"
+        return "the server is draining" if self.draining else ""
+
+    @property
+    def queue_lag(self) -> float:
+        """For how many seconds the push that came off the queue last had waited."""
+        return 0.0
+
+    # The trace.
+
+    def trace(self, mid: int, on: bool = True) -> None:
+        """Trace the connections of the user ``mid``, those that are here and those that come; or no more.
+
+        Raises :class:`ValueError` for the 101st user at a time, and for user 0, who is nobody in particular.
+        """
+        if on:
+            self._tracer.add(mid)
+        else:
+            self._tracer.mids.discard(mid)
+
+    @property
+    def traced(self) -> list[int]:
+        """The users that are traced."""
+        return sorted(self._tracer.mids)
+
+    def trace_lines(self, after: int = 0, limit: int = 1000) -> tuple[list[Line], int]:
+        """The oldest ``limit`` kept lines from number ``after`` on, and the number to ask for next."""
+        return self._tracer.since(after, limit)
 
     # Nodes.
 

@@ -28,6 +28,8 @@ from goim_core.http_api import PushAPI
 from goim_core.http_door import HTTPDoor, Routes
 from goim_core.listener import Address
 from goim_core.logic import Hooks, Logic
+from goim_core.metrics import Instruments
+from goim_core.operator_api import OperatorAPI
 from goim_core.options import Options
 from goim_core.overview import Overview
 from goim_core.pipeline import Pipeline
@@ -39,6 +41,7 @@ from goim_core.registry import MemoryRegistry, Registry
 from goim_core.stats import Stats
 from goim_core.storage import StorageHook
 from goim_core.taskgroup import leave
+from goim_core.trace import Tracer
 from goim_core.weigher import Weigher
 
 __all__ = ["Server", "Stats"]
@@ -106,6 +109,8 @@ class Server(Overview):
         self._weigher = Weigher()
         self._doors = checked_doors(ssl_context, tcp=tcp, tls=tls, ws=ws, wss=wss, http=http)
         self._deadlines = self._new_deadlines(SystemClock() if clock is None else clock)
+        self.instruments = Instruments(self._deadlines.clock.now)
+        self._tracer = Tracer(self._deadlines.clock)
         self._counters = Counters()
         self._comet = Comet(options.buckets, self._counters, Presence(self._deadlines))
         self._queue = MemoryQueue(options.queue_size) if queue is None else queue
@@ -136,7 +141,7 @@ class Server(Overview):
             queue=self._queue,
             registry=self._registry,
             discovery=self._discovery,
-            http=HTTPDoor({**PushAPI(self).routes, **(routes or {})}, max_body=options.http_max_body),
+            http=HTTPDoor({**self._own_routes(), **(routes or {})}, max_body=options.http_max_body),
             deadlines=self._deadlines,
             options=options,
             counters=self._counters,
@@ -145,6 +150,10 @@ class Server(Overview):
         )
         self._tasks: TaskGroup | None = None
         self._running = False
+
+    def _own_routes(self) -> Routes:
+        operator = OperatorAPI(self)
+        return {**PushAPI(self).routes, **operator.routes, **operator.public}
 
     def _hook(self, argument: str, kind: type[H], hook: H | None) -> H:
         if hook is None:
@@ -184,7 +193,7 @@ class Server(Overview):
             for _, sock in sockets:
                 sock.close()
             raise
-        self._running = True
+        self._running, self._started = True, self.clock.now()
         _log.info("listening: %s", self.addresses)
         return self
 

@@ -20,26 +20,28 @@ LAYERS = [
     {"settings"},
     {"choices"},
     {"server", "client", "adapters"},
+    {"operator_api"},
     {"http_api", "http_pages", "overview", "pipeline"},
+    {"http_answers"},
     {"http_door", "doors", "conversation", "census"},
     {"connection"},
     {"inbox", "operations", "job", "listener"},
     {"logic"},
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
-    {"comet", "flow", "tls", "reactor", "storage", "token_auth"},
+    {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
     {"bucket", "presence"},
     {"channel", "websocket", "poller", "nodes"},
     {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery"},
     {"session", "options", "clock"},
-    {"protocol", "taskgroup"},
+    {"protocol", "taskgroup", "metrics"},
     {"errors"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}
 
 SYNC = {
     "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "handshake", "inbox",
-    "listener", "logic", "nodes", "operations", "options", "overview", "poller", "presence", "protocol", "room", "session",
-    "stats", "tls", "websocket", "weigher", "wire",
+    "listener", "logic", "metrics", "nodes", "operations", "options", "overview", "poller", "presence", "protocol", "room", "session",
+    "stats", "tls", "trace", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
 
