@@ -26,6 +26,7 @@ from goim_core.errors import ConfigurationError, Disconnect, ServerStopped
 from goim_core.hooks import AuthHook, Hook, MessageHook, RoomHook, SessionHook
 from goim_core.http_api import PushAPI
 from goim_core.http_door import HTTPDoor, Routes
+from goim_core.http_pages import operator_page
 from goim_core.listener import Address
 from goim_core.logic import Hooks, Logic
 from goim_core.metrics import Instruments
@@ -153,7 +154,7 @@ class Server(Overview):
 
     def _own_routes(self) -> Routes:
         operator = OperatorAPI(self)
-        return {**PushAPI(self).routes, **operator.routes, **operator.public}
+        return {**operator_page(), **PushAPI(self).routes, **operator.routes, **operator.public}
 
     def _hook(self, argument: str, kind: type[H], hook: H | None) -> H:
         if hook is None:
