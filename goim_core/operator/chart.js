@@ -5,6 +5,7 @@ import { CHARTS, SPAN, axis, written } from "./figures.js";
 const GUTTER = 54; // px to the left of the plot, for the axis
 const FOOT = 20; // px below, for the time
 const HEAD = 6;
+const LABEL = 32; // px that the time of day is wide
 const COLOURS = 8; // .series-0 to .series-7
 
 /** Series that keep their colour, whichever of them there are. */
@@ -12,8 +13,8 @@ const KNOWN = {
   drops: ["drop_newest", "drop_oldest", "disconnect", "lost", "inbox", "operation"],
 };
 
-const minute = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-const second = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const minute = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+const second = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 /** @param {string} name @param {Record<string, string | number>} [attributes] */
 function svg(name, attributes = {}, text = "") {
@@ -139,8 +140,8 @@ class Chart {
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const scale = this.#scale(moments, end, width, height);
     this.svg.replaceChildren(
-      ...grid(scale, width), ...times(end, scale, height),
-      ...this.#names.flatMap((name) => this.#lines(name, moments, scale)),
+      ...grid(scale, width), ...times(end, scale, width, height),
+      ...this.#names.flatMap((name, place) => this.#lines(name, moments, scale, this.kind.area && place === 0)).reverse(),
       ...(marked ? this.#marks(marked, scale) : []),
       ...(this.#names.length || !last ? [] : [quiet(this.kind.quiet ?? "Not told by this server", scale, width)]),
     );
@@ -195,31 +196,41 @@ class Chart {
 
   #values(moment) {
     for (const [name, { value }] of this.#legend) {
-      const text = written(moment?.values[this.kind.name][name], this.kind.unit);
+      const text = written(this.#value(moment, name), this.kind.unit);
       if (value.textContent !== text) value.textContent = text;
     }
   }
 
-  #lines(name, moments, scale) {
+  /** The value of a series, null where it is not known. */
+  #value(moment, name) {
+    const value = moment?.values[this.kind.name][name];
+    return (value === undefined && moment ? this.kind.missing : value) ?? null;
+  }
+
+  /** The first series is drawn over the others, and over what is filled below it. */
+  #lines(name, moments, scale, filled) {
     const runs = [];
     let run = null;
     for (const moment of moments) {
-      const value = moment?.values[this.kind.name][name];
-      if (typeof value !== "number") run = null;
+      const value = this.#value(moment, name);
+      if (value === null) run = null;
       else if (run) run.push([scale.x(moment.at), scale.y(value)]);
       else runs.push((run = [[scale.x(moment.at), scale.y(value)]]));
     }
     // A run of one point is a line of no length, which a round cap makes a dot.
     const line = runs.map(([first, ...more]) => `M${first}${more.map((at) => `L${at}`).join("") || `L${first}`}`).join("");
-    const area = runs.map((run) => `M${run[0][0]},${scale.bottom}${run.map((at) => `L${at}`).join("")}V${scale.bottom}Z`).join("");
     const colour = this.#colour(name);
-    return [svg("path", { class: `area ${colour}`, d: area }), svg("path", { class: `line ${colour}`, d: line })];
+    const drawn = [svg("path", { class: `line ${colour}`, d: line })];
+    if (!filled) return drawn;
+    const area = runs.map((run) => `M${run[0][0]},${scale.bottom}${run.map((at) => `L${at}`).join("")}V${scale.bottom}Z`).join("");
+    return [...drawn, svg("path", { class: `area ${colour}`, d: area })];
   }
 
   #marks(moment, scale) {
     const x = scale.x(moment.at);
-    const dots = this.#names.filter((name) => typeof moment.values[this.kind.name][name] === "number").map((name) =>
-      svg("circle", { class: `dot ${this.#colour(name)}`, cx: x, cy: scale.y(moment.values[this.kind.name][name]), r: 3.5 }));
+    const known = this.#names.filter((name) => this.#value(moment, name) !== null);
+    const dots = known.map((name) =>
+      svg("circle", { class: `dot ${this.#colour(name)}`, cx: x, cy: scale.y(this.#value(moment, name)), r: 3.5 }));
     return [svg("path", { class: "cursor", d: `M${x},${HEAD - 4}V${scale.bottom}` }), ...dots];
   }
 }
@@ -236,12 +247,12 @@ function grid({ ticks, y }, width) {
   });
 }
 
-function times(end, { x }, height) {
+function times(end, { x }, width, height) {
   const found = [];
   for (let at = Math.floor(end / 60_000) * 60_000; at > end - SPAN; at -= 60_000) {
-    // Half a label has to fit beside it.
-    if (end - at < 15_000 || at - (end - SPAN) < 10_000) continue;
-    found.push(svg("text", { class: "tick", x: x(at), y: height - 5, "text-anchor": "middle" }, minute.format(at)));
+    const place = x(at);
+    if (place > width - LABEL / 2 || place < GUTTER + LABEL / 2) continue;
+    found.push(svg("text", { class: "tick", x: place, y: height - 5, "text-anchor": "middle" }, minute.format(at)));
   }
   return found;
 }

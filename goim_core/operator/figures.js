@@ -8,11 +8,12 @@ const total = (/** @type {Record<string, number>} */ counts) =>
 
 /**
  * The charts. `read` gives the values of a moment by series; what the server does not tell is undefined and
- * is no series. `rate` is how much a counter has grown in a second, by a function that reads it.
+ * is no series. `rate` is how much a counter has grown in a second, by a function that reads it. `missing` is
+ * the value of a series at a moment that did not have it yet, `quiet` what stands where there is no series.
  */
 export const CHARTS = [
   {
-    name: "connections", title: "Connections", unit: "count",
+    name: "connections", title: "Connections", unit: "count", area: true,
     read: ({ stats }) => ({ connections: stats.connections, users: stats.users }),
   },
   {
@@ -20,22 +21,22 @@ export const CHARTS = [
     read: (_, rate) => ({ opened: rate(({ stats }) => stats.opened), closed: rate(({ stats }) => total(stats.closes)) }),
   },
   {
-    name: "rooms", title: "Rooms", unit: "count",
+    name: "rooms", title: "Rooms", unit: "count", area: true,
     read: ({ stats }) => ({ rooms: stats.rooms }),
   },
   {
-    name: "deliveries", title: "Deliveries", unit: "rate",
+    name: "deliveries", title: "Deliveries", unit: "rate", area: true,
     read: (_, rate) => ({
       deliveries: rate(({ stats }) => stats.deliveries),
-      pushes: rate(({ stats }) => (typeof stats.pushes === "object" ? total(stats.pushes) : stats.pushes)),
+      pushes: rate(({ pushes }) => pushes && Object.values(pushes).map(total).reduce((sum, count) => sum + count, 0)),
     }),
   },
   {
-    name: "pending", title: "Pushes that wait", unit: "count",
+    name: "pending", title: "Pushes that wait", unit: "count", area: true,
     read: ({ stats }) => ({ pending: stats.pending }),
   },
   {
-    name: "drops", title: "Drops", unit: "rate", quiet: "Nothing dropped",
+    name: "drops", title: "Drops", unit: "rate", missing: 0, quiet: "Nothing dropped",
     read: ({ stats }, rate) => each(stats.drops, (reason) => rate(({ stats }) => stats.drops[reason] ?? 0)),
   },
   {
@@ -43,7 +44,7 @@ export const CHARTS = [
     read: ({ lag }) => ({ loop: lag?.loop, queue: lag?.queue }),
   },
   {
-    name: "outbox", title: "Outboxes", unit: "bytes",
+    name: "outbox", title: "Outboxes", unit: "bytes", area: true,
     read: ({ stats }) => ({ waiting: stats.outbox_bytes }),
   },
   {

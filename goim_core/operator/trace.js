@@ -9,7 +9,7 @@ const clock = new Intl.DateTimeFormat("en-GB", {
 });
 
 export class Trace {
-  #last = 0; // the number of the newest line that was seen
+  #next = 0; // the number of the next line to ask for
   #follow = true;
   #traced = "";
 
@@ -34,12 +34,12 @@ export class Trace {
   async poll() {
     let full = true;
     for (let rounds = 0; full && rounds < 3; rounds++) { // the server keeps 1,000 lines
-      const { code, data } = await ask("GET", "trace", [["after", String(this.#last)]]);
+      const { code, data } = await ask("GET", "trace", [["after", String(this.#next)]]);
       if (code !== 0) return;
-      if (data.next < this.#last) this.#last = 0; // another run of the server
-      const lines = data.lines.filter(({ n }) => n > this.#last);
+      // Another run of the server counts its lines from 0 again.
+      this.#next = data.next < this.#next ? 0 : data.next;
       this.#show(data.traced);
-      this.#append(lines);
+      this.#append(data.lines);
       full = data.lines.length >= SHOWN;
     }
   }
@@ -86,7 +86,6 @@ export class Trace {
 
   #append(lines) {
     if (!lines.length) return;
-    this.#last = lines.at(-1).n;
     this.list.append(...lines.slice(-SHOWN).map(row));
     while (this.list.childElementCount > SHOWN) this.list.firstElementChild.remove();
     $("no-lines").hidden = true;

@@ -103,7 +103,7 @@ class Operated:
 
     def says(self, mid: int, text: str, key: str = "key-1") -> None:
         """A line more in the trace."""
-        n = len(self.lines) + 1
+        n = len(self.lines)
         self.lines.append({"n": n, "time": 1_700_000_000 + n, "mid": mid, "key": key, "text": text})
 
     # The operator API.
@@ -141,8 +141,12 @@ class Operated:
 
     def _trace(self, request: Request) -> dict[str, Any]:
         after = int(request.query["after"][0])
-        lines = [line for line in self.lines if line["n"] > after][:500]
-        return {"traced": self.traced, "next": lines[-1]["n"] if lines else after, "lines": lines}
+        lines = self.lines[after : after + 500]
+        return {
+            "traced": self.traced,
+            "next": lines[-1]["n"] + 1 if lines else len(self.lines),
+            "lines": lines,
+        }
 
     def _switch(self, request: Request) -> dict[str, Any]:
         mid = int(request.query["mid"][0])

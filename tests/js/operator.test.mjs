@@ -29,7 +29,8 @@ test("what a server does not tell is no series", () => {
   const { values } = momentOf(told(1), told(2), 1);
   assert.deepEqual([values.outbox.waiting, values.lag.loop, values.deliveries.pushes], [undefined, undefined, undefined]);
   assert.deepEqual([values.hooks, values.drops], [{}, {}]);
-  const more = momentOf(told(1, { pushes: { room: 1 } }), told(2, { pushes: { room: 3, all: 1 }, outbox_bytes: 9 }, { lag: { loop: 0.5 } }), 1);
+  const more = momentOf(told(1, {}, { pushes: { room: { ok: 1 } } }),
+    told(2, { outbox_bytes: 9 }, { lag: { loop: 0.5 }, pushes: { room: { ok: 2, failed: 1 }, all: { ok: 1 } } }), 1);
   assert.deepEqual([more.values.outbox.waiting, more.values.lag.loop, more.values.deliveries.pushes], [9, 0.5, 3]);
 });
 
