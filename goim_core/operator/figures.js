@@ -51,7 +51,7 @@ export const CHARTS = [
     name: "hooks", title: "Hooks, mean time", unit: "seconds", quiet: "No hook was called",
     read: ({ hooks }, rate) => each(hooks, (hook) => {
       const calls = rate(({ hooks }) => hooks?.[hook]?.count ?? 0);
-      return calls ? rate(({ hooks }) => hooks?.[hook]?.seconds ?? 0) / calls : null;
+      return calls ? rate(({ hooks }) => hooks?.[hook]?.seconds ?? 0) / calls : undefined;
     }),
   },
 ];

@@ -122,10 +122,10 @@ def test_what_is_counted_and_what_is_wrong(page: Open, node: Operated) -> None:
         data["stats"]["drops"] = {"lost": 3, "drop_newest": 12_345}
         data["stats"]["refusals"] = {"max_handshakes": 7}
         data["stats"]["closes"] = {"4005": 2, "4999": 1}
-        data["stats"]["troubles"] = {"queue": "NATS is away"}
+        data["stats"]["troubles"] = {"queue": "NATS is away", "registry": "so is Valkey"}
 
     node.change = trouble
-    expect(operator.at("troubles")).to_have_text("queue: NATS is away")
+    expect(operator.at("troubles")).to_have_text("queue: NATS is awayregistry: so is Valkey")
     expect(operator.at("status")).to_be_empty()
     expect(operator.at("ready")).to_have_text("draining")
     expect(operator.rows("drops")).to_contain_text(["drop_newest", "lost"])
@@ -141,9 +141,9 @@ def test_pushes_reach_clients(page: Open, node: Operated) -> None:
     operator.is_("live")
     push, answer = operator.at("push"), operator.at("answer")
     choices = operator.page.get_by_role("group", name="To whom")
-    with closing(node.client(7, key="key-7", room_id="live://a/b c")) as client:
+    with closing(node.client(7, key="key-7", room_id="live://a/b c://d")) as client:
         for choice, target, text in (
-            ("Room", "live://a/b c", "to the room"),
+            ("Room", "live://a/b c://d", "to the room"),
             ("Users", "7, 8", "to users, caf\u00e9"),
             ("Keys", "key-7", "to keys"),
             ("All", "", "to all"),
@@ -156,7 +156,7 @@ def test_pushes_reach_clients(page: Open, node: Operated) -> None:
             body = client.read()[1]
             assert body.endswith(text.encode())
     choices.get_by_text("Room").click()
-    expect(operator.at("target")).to_have_value("live://a/b c")  # what was typed for rooms
+    expect(operator.at("target")).to_have_value("live://a/b c://d")  # what was typed for rooms
     operator.at("operation").fill("five")
     operator.at("body").press("Control+Enter")
     expect(answer).to_contain_text("Code -400: operation: expected an int32 that may be pushed")
@@ -212,6 +212,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(page: Open, node: Operated) -> N
         operator.at("key").fill(wrong)
         operator.at("unlock").click()
         expect(operator.at("key-problem")).to_contain_text(problem)
+    assert operator.page.evaluate("sessionStorage.length") == 0
     operator.at("key").fill("secret-1")
     operator.at("key").press("Enter")
     operator.is_("live")

@@ -38,7 +38,7 @@ test("a hook's time is the mean of its calls, and nothing without calls", () => 
   const hooks = (count, seconds) => ({ hooks: { connect: { count, seconds } } });
   const mean = (one, other) => momentOf(told(1, {}, one), told(3, {}, other), 1).values.hooks.connect;
   assert.equal(mean(hooks(2, 1), hooks(6, 3)), 0.5);
-  assert.equal(mean(hooks(2, 1), hooks(2, 1)), null);
+  assert.equal(mean(hooks(2, 1), hooks(2, 1)), undefined);
 });
 
 test("another run of the server is told by its uptime and its name", () => {
