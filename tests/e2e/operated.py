@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from typing import Any
 
 from anyio.from_thread import BlockingPortal
-from attrs import asdict
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from goim_core import OpenAuth, Options, Request, Response, Server
-from goim_core.http_door import Handler
+from goim_core.flow import settled
+from goim_core.http_door import Handler, error
+from goim_core.operator_api import OperatorAPI
 from tests.e2e.browser import PATIENCE
 
 __all__ = ["Client", "Operated", "Operator"]
@@ -54,18 +55,17 @@ class Client:
 
 
 class Operated:
-    """A server whose operator API is played: ``data`` is changed into what it answers.
+    """A server with its operator API; started again it listens where it did.
 
-    Started again it listens where it did. With a ``key`` the operator API wants that key.
+    ``change`` may change the figures on their way to the page, ``lines`` are what its trace has, and
+    with a ``key`` the operator API wants that key.
     """
 
-    def __init__(self, portal: BlockingPortal, *, key: str = "", **settings: Any) -> None:
-        self.key = key
+    def __init__(self, portal: BlockingPortal) -> None:
+        self.key = ""
         self.change: Callable[[dict[str, Any]], None] = lambda data: None
-        self.traced: list[int] = []
         self.lines: list[dict[str, Any]] = []
         self._portal = portal
-        self._settings = settings
         self._ports = {"tcp": 0, "http": 0}
         self._life = ExitStack()
         self.start()
@@ -77,18 +77,12 @@ class Operated:
     def start(self) -> None:
         doors: dict[str, Any] = {door: ("127.0.0.1", port) for door, port in self._ports.items()}
         routes = {
-            "/goim/operator/stats": {"GET": self._guarded(self._stats)},
-            "/goim/operator/trace": {"GET": self._guarded(self._trace), "POST": self._guarded(self._switch)},
+            "/goim/operator/stats": {"GET": self._between(self._stats)},
+            "/goim/operator/trace": {"GET": self._between(self._trace), "POST": self._between(None)},
         }
-        settings: dict[str, Any] = {
-            "auth": OpenAuth(),
-            "name": "node-1",
-            "options": Options(drain=1),
-            **self._settings,
-        }
-        self.server = Server(routes=routes, **doors, **settings)
+        self.server = Server(auth=OpenAuth(), name="node-1", routes=routes, options=Options(drain=1), **doors)
+        self._routes = OperatorAPI(self.server).routes
         self._life.enter_context(self._portal.wrap_async_context_manager(self.server))
-        self._began = self.server.clock.now()
         self._ports = {door: self.server.port(door) for door in self._ports}
 
     def stop(self) -> None:
@@ -106,58 +100,28 @@ class Operated:
         n = len(self.lines)
         self.lines.append({"n": n, "time": 1_700_000_000 + n, "mid": mid, "key": key, "text": text})
 
-    # The operator API.
+    def _between(self, change: Callable[[Request, dict[str, Any]], None] | None) -> Handler:
+        """The server's own route, with a lock before it and a change behind it."""
 
-    def _guarded(self, answer: Callable[[Request], Any]) -> Handler:
-        def answered(request: Request) -> Response:
+        async def handle(request: Request) -> Response:
             if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-                return _json({"code": -401, "message": "an API key is needed"}, 401)
-            return _json({"code": 0, "message": "", "data": answer(request)})
+                return error(401, "an API key is needed")
+            response = await settled(self._routes[request.path][request.method](request))
+            answer = json.loads(response.body)
+            if change is None or answer["code"]:
+                return response
+            change(request, answer["data"])
+            return Response(200, json.dumps(answer).encode())
 
-        return answered
+        return handle
 
-    def _stats(self, _: Request) -> dict[str, Any]:
-        stats = asdict(self.server.stats())
-        for mapping in ("drops", "closes"):
-            stats[mapping] = {str(name): count for name, count in stats[mapping].items()}
-        uptime = self.server.clock.now() - self._began
-        data: dict[str, Any] = {
-            "node": self.server.name,
-            "version": "0.1.0",
-            "uptime": uptime,
-            "ready": True,
-            "draining": False,
-            "stats": {"refusals": {}, "outbox_bytes": 0, **stats},
-            "lag": {"loop": 0.0004, "queue": 0.002},
-            "hooks": {"connect": {"count": stats["opened"], "seconds": stats["opened"] * 0.0002}},
-            "batch": {"count": 0, "sum": 0},
-            "top": [
-                {"room_id": f"live://{name}", "online": online}
-                for name, online in self.server.online_top("live", 20)
-            ],
-        }
+    def _stats(self, _: Request, data: dict[str, Any]) -> None:
         self.change(data)
-        return data
 
-    def _trace(self, request: Request) -> dict[str, Any]:
+    def _trace(self, request: Request, data: dict[str, Any]) -> None:
         after = int(request.query["after"][0])
         lines = self.lines[after : after + 500]
-        return {
-            "traced": self.traced,
-            "next": lines[-1]["n"] + 1 if lines else len(self.lines),
-            "lines": lines,
-        }
-
-    def _switch(self, request: Request) -> dict[str, Any]:
-        mid = int(request.query["mid"][0])
-        self.traced = [other for other in self.traced if other != mid]
-        if request.query["on"] == ("1",):
-            self.traced.append(mid)
-        return {"traced": self.traced}
-
-
-def _json(answer: dict[str, Any], status: int = 200) -> Response:
-    return Response(status, json.dumps(answer).encode())
+        data.update(lines=lines, next=lines[-1]["n"] + 1 if lines else len(self.lines))
 
 
 class Operator:
@@ -181,6 +145,10 @@ class Operator:
     def is_(self, state: str) -> None:
         """The page is connecting, live, away or locked."""
         expect(self.page.locator("body")).to_have_attribute("data-state", state)
+
+    def fills(self, field: str, text: str) -> None:
+        self.at(field).fill(text)
+        self.at(field).press("Enter")
 
     def chart(self, name: str) -> Locator:
         return self.page.locator(f"[data-chart={name}]")

@@ -166,11 +166,10 @@ def test_the_trace(page: Open, node: Operated) -> None:
     operator = page()
     lines, list_ = operator.at("lines").locator("li"), operator.at("lines")
     expect(operator.at("traced")).to_have_text("No user is traced.")
-    operator.at("mid").fill(str(2**63 - 1))  # larger than JavaScript's numbers are exact
-    operator.at("mid").press("Enter")
+    operator.fills("mid", str(2**63 - 1))  # larger than JavaScript's numbers are exact
     stop = operator.page.get_by_role("button", name=f"Stop tracing {2**63 - 1}")
     expect(stop).to_be_visible()
-    assert node.traced == [2**63 - 1]
+    assert node.server.traced == [2**63 - 1]
     node.says(7, "<- op 1000 seq 3, 12 bytes")
     expect(lines).to_have_text([re.compile(r"^\d\d:\d\d:\d\d\.000 7 key-1 <- op 1000 seq 3, 12 bytes")])
 
@@ -195,7 +194,9 @@ def test_the_trace(page: Open, node: Operated) -> None:
     expect(lines).to_have_count(1)
     stop.click()
     expect(operator.at("traced")).to_have_text("No user is traced.")
-    assert node.traced == []
+    operator.fills("mid", "me")
+    expect(operator.at("traced")).to_contain_text("mid: expected a user id (int64), got 'me'")
+    assert node.server.traced == []
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(page: Open, node: Operated) -> None:
@@ -213,8 +214,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(page: Open, node: Operated) -> N
         operator.at("unlock").click()
         expect(operator.at("key-problem")).to_contain_text(problem)
     assert operator.page.evaluate("sessionStorage.length") == 0
-    operator.at("key").fill("secret-1")
-    operator.at("key").press("Enter")
+    operator.fills("key", "secret-1")
     operator.is_("live")
     operator.page.reload()
     operator.is_("live")
