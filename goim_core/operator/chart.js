@@ -8,7 +8,7 @@ const HEAD = 6;
 const LABEL = 32; // px that the time of day is wide
 const COLOURS = 8; // .series-0 to .series-7
 
-/** Series that keep their colour, whichever of them there are. */
+/** Series that have the same colour on every page. */
 const KNOWN = {
   drops: ["drop_newest", "drop_oldest", "disconnect", "lost", "inbox", "operation"],
 };
@@ -29,6 +29,7 @@ export class Charts {
   /** Where the cursor is, from 0 (five minutes ago) to 1 (now); null: nowhere. @type {number | null} */
   cursor = null;
   #end = Date.now();
+  #frame = 0; // a pointer moves more often than a screen is drawn
 
   /**
    * @param {HTMLElement} host
@@ -53,7 +54,10 @@ export class Charts {
 
   point(/** @type {number | null} */ cursor) {
     this.cursor = cursor === null ? null : Math.min(1, Math.max(0, cursor));
-    this.draw();
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
+      this.draw();
+    });
   }
 
   /** The moment that is nearest to the cursor, or null. */
@@ -78,12 +82,14 @@ export class Charts {
 
 class Chart {
   /** @type {string[]} */ #names = [];
+  /** @type {Map<string, number>} */ #colours;
   /** @type {Map<string, {item: HTMLElement, value: HTMLElement}>} */ #legend = new Map();
 
   /** @param {typeof CHARTS[number]} kind @param {Charts} all */
   constructor(kind, all) {
     this.kind = kind;
     this.all = all;
+    this.#colours = new Map(KNOWN[kind.name]?.map((name, place) => [name, place]));
     /** @type {HTMLElement} */
     this.figure = document.getElementById("chart-template").content.firstElementChild.cloneNode(true);
     this.figure.dataset.chart = kind.name;
@@ -178,10 +184,10 @@ class Chart {
     this.figure.querySelector(".legend").replaceChildren(...[...this.#legend.values()].map(({ item }) => item));
   }
 
+  /** A series keeps its colour, whichever others come and go. */
   #colour(name) {
-    const known = KNOWN[this.kind.name] ?? [];
-    const place = known.includes(name) ? known.indexOf(name) : known.length + this.#names.filter((other) => !known.includes(other)).indexOf(name);
-    return `series-${place % COLOURS}`;
+    if (!this.#colours.has(name)) this.#colours.set(name, this.#colours.size);
+    return `series-${this.#colours.get(name) % COLOURS}`;
   }
 
   #entry(name) {

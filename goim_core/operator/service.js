@@ -16,8 +16,6 @@ try {
   key = sessionStorage.getItem(KEY) ?? "";
 } catch { /* see above */ }
 
-export const hasKey = () => key !== "";
-
 /** @param {string} text */
 export function useKey(text) {
   key = text;
@@ -50,8 +48,8 @@ export async function ask(method, path, query = [], body) {
     signal: AbortSignal.timeout(body === undefined ? PATIENCE : PUSH_PATIENCE),
   });
   if (response.status === 401) {
-    // An answer to a key that was replaced meanwhile says nothing about the new one.
-    if (used === key) useKey("");
+    if (used !== key) return ask(method, path, query, body); // it was replaced meanwhile
+    useKey("");
     throw new Locked(used ? "The server does not know this key." : "");
   }
   return response.body;
