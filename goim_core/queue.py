@@ -68,7 +68,11 @@ class Queue(ABC):
 
     @abstractmethod
     async def receive(self) -> PushMsg:
-        """The next push; waits for one."""
+        """The next push; waits for one.
+
+        What is here already is returned without a turn of the event loop: of pushes that come one a turn
+        the job would find no two to merge.
+        """
 
     @abstractmethod
     def acknowledge(self, msg: PushMsg) -> None:
@@ -151,7 +155,7 @@ class MemoryQueue(Queue):
 
     async def receive(self) -> PushMsg:
         """See :meth:`Queue.receive`."""
-        await anyio.lowlevel.checkpoint()
+        # No checkpoint: see Queue.receive. It ends with what waits, because publishers have no turn either.
         while not self._waiting:
             self._check_open()
             if self._arrived.is_set():

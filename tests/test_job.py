@@ -122,6 +122,16 @@ async def test_an_idle_room_is_sent_at_once() -> None:
     assert comet.pushed == [(ROOM, [b"one"]), (ROOM, [b"two"])]
 
 
+async def test_what_came_at_once_is_one_packet() -> None:
+    comet = Recorder()
+    bodies = [b"%d" % number for number in range(20)]
+    async with running(comet) as run:
+        for body in bodies:
+            await run.queue.publish(to_room(body))
+        await run.queue.drain()
+    assert comet.pushed == [(ROOM, bodies)]
+
+
 @pytest.mark.parametrize("op", [0, 2, 6, 9, 18, -1])
 async def test_an_operation_that_no_push_may_have_goes_no_further(op: int) -> None:
     """Another program on the queue need not check it."""

@@ -14,7 +14,6 @@ from itertools import chain
 from typing import Any, NoReturn, Unpack
 
 import anyio
-import anyio.lowlevel
 import attrs
 
 from goim_core.adapters.kafka_connect import (
@@ -206,7 +205,6 @@ class KafkaQueue(Queue):
 
     async def receive(self) -> PushMsg:
         """See :meth:`Queue.receive`."""
-        await anyio.lowlevel.checkpoint()
         while not self._arrived:
             self._outgoing.check_open()
             await self._change()

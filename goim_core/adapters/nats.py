@@ -19,7 +19,6 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 import anyio
-import anyio.lowlevel
 from attrs import evolve
 
 from goim_core.adapters.nats_link import Link, Settings
@@ -162,7 +161,6 @@ class NATSQueue(Queue):
 
     async def receive(self) -> PushMsg:
         """See :meth:`Queue.receive`."""
-        await anyio.lowlevel.checkpoint()
         while not self._buffer:
             self._outgoing.check_open()
             if self._arrived.is_set():

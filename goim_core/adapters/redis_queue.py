@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 from attrs import evolve
 
 from goim_core.adapters.pushmsg import decode_push, encode_push
@@ -200,7 +199,6 @@ class RedisQueue(Queue):
 
     async def receive(self) -> PushMsg:
         """See :meth:`Queue.receive`."""
-        await anyio.lowlevel.checkpoint()
         while not self._arrived:
             self._check_open()
             await self._changed.wait()
