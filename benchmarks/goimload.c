@@ -8,7 +8,7 @@
  *   goimload --proto tcp --port 3101 --conns 1000 --pid 4242 --beat 2
  *   goimload --proto ws --port 3102 --conns 1000 --pid 4242 --collect 5 --push 3111 --rate 100
  *
- *   --proto tcp|ws  --port P  --conns N    what to connect to, how often
+ *   --proto tcp|ws|sio --port P  --conns N what to connect to, how often; sio: Socket.IO over WebSocket, pushes only
  *   --window W                             so many connects at once
  *   --pid PID                              the server process
  *   --beat S  --beat-window W              heartbeats for S seconds, W in flight, of one connection after another
@@ -46,6 +46,7 @@ enum state { CONNECTING, UPGRADING, AUTHING, LIVE, DEAD };
 struct conn {
 	int fd;
 	enum state state;
+	bool upgraded;      /* its HTTP is over */
 	bool beating;       /* its heartbeat is not answered yet */
 	uint32_t have, cap; /* bytes of a frame whose rest is still to come */
 	uint8_t *buf;
@@ -64,7 +65,7 @@ static struct {
 	double beat, collect, rate;
 } opt = {.proto = "tcp", .conns = 100, .window = 512, .beat_window = 512, .pushers = 1};
 
-static bool ws, beating, timing;
+static bool ws, sio, beating, timing;
 static struct conn *conns;
 static int ep, live, dead, unanswered, late;
 static uint64_t deliveries, beats;
@@ -149,35 +150,43 @@ static uint32_t some_number(void) {
 	return x;
 }
 
+/* One WebSocket message of a client, up to 65,535 bytes; out has room for 8 bytes more. */
+static size_t mask(uint8_t *out, uint8_t first, const uint8_t *b, size_t len) {
+	uint8_t *o = out;
+	*o++ = first;
+	if (len < 126) *o++ = 0x80 | (uint8_t)len;
+	else *o++ = 0x80 | 126, *o++ = (uint8_t)(len >> 8), *o++ = (uint8_t)len;
+	put32(o, some_number());
+	for (size_t i = 0; i < len; i++) o[4 + i] = b[i] ^ o[i & 3];
+	return (size_t)(o + 4 - out) + len;
+}
+
 /* One frame as this protocol carries it; body up to 512 bytes, out has room for 32 bytes more. */
 static size_t encode(uint8_t *out, uint32_t op, uint32_t seq, const char *body, size_t n) {
-	uint8_t frame[HEADER + 512] = {[5] = HEADER, [7] = 1}, *o = out;
+	uint8_t frame[HEADER + 512] = {[5] = HEADER, [7] = 1};
 	size_t len = HEADER + n;
 	put32(frame, (uint32_t)len);
 	put32(frame + 8, op);
 	put32(frame + 12, seq);
 	memcpy(frame + HEADER, body, n);
 	if (!ws) return memcpy(out, frame, len), len;
-	*o++ = 0x82;
-	if (len < 126) *o++ = 0x80 | (uint8_t)len;
-	else *o++ = 0x80 | 126, *o++ = (uint8_t)(len >> 8), *o++ = (uint8_t)len;
-	put32(o, some_number());
-	for (size_t i = 0; i < len; i++) o[4 + i] = frame[i] ^ o[i & 3];
-	return (size_t)(o + 4 - out) + len;
+	return mask(out, 0x82, frame, len);
 }
 
 /* An empty key, as goim's example clients send it: the server makes one. */
 static size_t encode_auth(uint8_t *out, int mid, const char *room) {
-	char token[256];
-	int n = snprintf(token, sizeof token,
+	char token[256] = "40"; /* a CONNECT packet of Socket.IO */
+	int n = snprintf(token + 2, sizeof token - 2,
 		"{\"mid\":%d,\"key\":\"\",\"room_id\":\"%s\",\"platform\":\"bench\",\"accepts\":[1000,1001,1002]}", mid, room);
-	return encode(out, OP_AUTH, 1, token, (size_t)n);
+	if (sio) return mask(out, 0x81, (uint8_t *)token, (size_t)n + 2);
+	return encode(out, OP_AUTH, 1, token + 2, (size_t)n);
 }
 
 static size_t upgrade_request(char *out, size_t size) {
 	return (size_t)snprintf(out, size,
-		"GET /sub HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", opt.port);
+		"GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+		sio ? "/socket.io/?EIO=4&transport=websocket" : "/sub", opt.port);
 }
 
 /* Length of a complete and right answer (RFC 6455 section 1.3 has its accept value), 0 until it is here, -1 if wrong. */
@@ -254,12 +263,16 @@ static void on_push(const uint8_t *body, size_t n) {
 	add_latency(&push_lat, now_ns(CLOCK_REALTIME) - sent);
 }
 
+static void come_in(struct conn *c) {
+	c->state = LIVE;
+	live++;
+}
+
 static void on_frame(struct conn *c, uint32_t op, const uint8_t *body, size_t n) {
 	if (op >= OP_PUSH) {
 		on_push(body, n);
 	} else if (op == OP_AUTH_REPLY && c->state == AUTHING) {
-		c->state = LIVE;
-		live++;
+		come_in(c);
 	} else if (op == OP_HEARTBEAT_REPLY && c->beating) {
 		c->beating = false;
 		unanswered--;
@@ -282,6 +295,22 @@ static ssize_t take_frames(struct conn *c, const uint8_t *b, size_t n) {
 	return (ssize_t)i;
 }
 
+/* One packet of Engine.IO 4, with one of Socket.IO 5 in it; says whether it was expected. */
+static bool on_packet(struct conn *c, const uint8_t *b, size_t n) {
+	uint8_t out[16];
+	if (n > 1 && b[0] == '4' && b[1] == '2') on_push(b, n);
+	else if (n > 1 && b[0] == '4' && b[1] == '0' && c->state == AUTHING) come_in(c);
+	else if (n && b[0] == '0' && c->state == UPGRADING) authenticate(c);
+	else if (n == 1 && b[0] == '2') put(c, out, mask(out, 0x81, (const uint8_t *)"3", 1));
+	else return false;
+	return true;
+}
+
+static bool on_message(struct conn *c, uint8_t first, const uint8_t *b, size_t n) {
+	if (sio) return first == 0x81 && on_packet(c, b, n);
+	return first == 0x82 && take_frames(c, b, n) == (ssize_t)n;
+}
+
 static ssize_t take_messages(struct conn *c, const uint8_t *b, size_t n) {
 	size_t i = 0;
 	while (n - i >= 2) {
@@ -293,7 +322,8 @@ static ssize_t take_messages(struct conn *c, const uint8_t *b, size_t n) {
 		if (head == 10) len = (size_t)get32(b + i + 2) << 32 | get32(b + i + 6);
 		if (len > sizeof scratch) return -1;
 		if (n - i < head + len) break;
-		if (b[i] != 0x82 || take_frames(c, b + i + head, len) != (ssize_t)len) return -1;
+		if (!on_message(c, b[i], b + i + head, len)) return -1;
+		if (c->state == DEAD) break;
 		i += head + len;
 	}
 	return (ssize_t)i;
@@ -301,10 +331,13 @@ static ssize_t take_messages(struct conn *c, const uint8_t *b, size_t n) {
 
 static ssize_t take(struct conn *c, const uint8_t *b, size_t n) {
 	if (!ws) return take_frames(c, b, n);
-	if (c->state != UPGRADING) return take_messages(c, b, n);
-	ssize_t used = upgrade_answer(b, n);
-	if (used > 0) authenticate(c); /* the server is silent until then: nothing follows the answer */
-	return used;
+	if (c->state != UPGRADING || c->upgraded) return take_messages(c, b, n);
+	ssize_t used = upgrade_answer(b, n), more = 0;
+	if (used <= 0) return used;
+	c->upgraded = true;
+	if (sio) more = take_messages(c, b + used, n - (size_t)used); /* the server speaks first */
+	else authenticate(c); /* the server is silent until then: nothing follows the answer */
+	return more < 0 ? more : used + more;
 }
 
 static void on_readable(struct conn *c) {
@@ -541,9 +574,10 @@ static void parse(int argc, char **argv) {
 		else if (known[k].i) *known[k].i = atoi(argv[i + 1]);
 		else *known[k].d = atof(argv[i + 1]);
 	}
-	ws = !strcmp(opt.proto, "ws");
+	sio = !strcmp(opt.proto, "sio");
+	ws = sio || !strcmp(opt.proto, "ws");
 	if ((!ws && strcmp(opt.proto, "tcp")) || opt.port < 1 || opt.conns < 1 || opt.pushers < 1 || opt.pushers > MAX_PUSHERS) {
-		fprintf(stderr, "goimload: --proto tcp|ws, --port, --conns or --pushers (1 to %d) is wrong\n", MAX_PUSHERS);
+		fprintf(stderr, "goimload: --proto tcp|ws|sio, --port, --conns or --pushers (1 to %d) is wrong\n", MAX_PUSHERS);
 		exit(2);
 	}
 }

@@ -1,0 +1,54 @@
+"""The room with goim_core: with authentication, heartbeats, deadlines and bounded outboxes, which are always on.
+
+A push goes its whole way: publisher, queue, job, room. With `--batch 1` no two are merged, as the others merge none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+from contextlib import AsyncExitStack
+
+from benchmarks.peers.room import HOST, ROOM, run, stamp
+from goim_core.auth import OpenAuth
+from goim_core.options import Options
+from goim_core.server import Server
+
+AHEAD = 8
+"""Each so many pushes it is looked at how many wait; more than this do not, as in server.py, so that the figure is
+not one of a growing backlog."""
+
+
+class GoimCorePeer:
+    """See :class:`~benchmarks.peers.room.Peer`."""
+
+    def __init__(self, options: Options) -> None:
+        self._server = Server(auth=OpenAuth(), ws=(HOST, 0), options=options)
+        self._running = AsyncExitStack()
+        self._pushed = 0
+
+    async def listen(self) -> int:
+        """Serve on a free port."""
+        await self._running.enter_async_context(self._server)
+        return int(self._server.addresses["ws"][0][1])
+
+    def online(self) -> int:
+        """How many are in the room."""
+        return self._server.online_rooms([ROOM])[ROOM]
+
+    async def push(self) -> None:
+        """To all in the room."""
+        await self._server.push_room(ROOM, 1000, json.dumps(stamp()).encode())
+        self._pushed += 1
+        while not self._pushed % AHEAD and self._server.stats().pending >= AHEAD:
+            await asyncio.sleep(0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--batch", type=int, default=Options().batch)
+    arguments, rest = parser.parse_known_args()
+    logging.basicConfig(level=logging.ERROR)
+    run(GoimCorePeer(Options(batch=arguments.batch)), rest)
