@@ -30,6 +30,7 @@ from benchmarks.run import (
     Run,
     compile_all,
     describe,
+    flags,
     number,
     raise_descriptor_limit,
     say,
@@ -37,7 +38,8 @@ from benchmarks.run import (
 )
 
 SMALL = 100
-BOUND = 1e6
+BURST = 20
+"""How many pushes come at a time where merging may show."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,8 @@ class Contender:
     module: str
     package: str
     proto: str = "ws"
-    options: tuple[str, ...] = ()
-    merges: bool = False
-    """Only there to show what merging does to a fan-out."""
+    single: tuple[str, ...] = ()
+    """Options that make it send each push alone, where it would not."""
 
     @property
     def here(self) -> bool:
@@ -58,14 +59,13 @@ class Contender:
         return find_spec(self.module.removesuffix("_server")) is not None
 
 
-OURS = Contender("goim_core", "goim_core_server", "goim_core", options=("--batch", "1"))
+OURS = Contender("goim_core", "goim_core_server", "goim_core", single=("--batch", "1"))
 CONTENDERS = (
     OURS,
     Contender("picows", "picows_server", "picows"),
     Contender("websockets", "websockets_server", "websockets"),
     Contender("aiohttp", "aiohttp_server", "aiohttp"),
     Contender("python-socketio", "socketio_server", "python-socketio", proto="sio"),
-    Contender("goim_core, merging", "goim_core_server", "goim_core", merges=True),
 )
 
 
@@ -82,9 +82,10 @@ MEMORY = Figure("idle connection", "KB")
 CONNECT = Figure("connect and authenticate", "us CPU")
 
 
-def fan_out(conns: int) -> Figure:
-    """The column of a room of that size."""
-    return Figure(f"room of {conns:,}", "deliveries / CPU s", more=True)
+def fan_out(conns: int, burst: int = 1) -> Figure:
+    """The column of a room of that size, with so many pushes at a time."""
+    name = f"room of {conns:,}" + (f", {burst} at a time" if burst > 1 else "")
+    return Figure(name, "deliveries / CPU s", more=True)
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Contest:
     def server(self, who: Contender, *options: str) -> Iterator[Run]:
         """A fresh server: its ready line, to which its last line is added as ``end``."""
         module = f"benchmarks.peers.{who.module}"
-        command = [self.bench.python, "-m", module, "--backend", self.bench.backend, *who.options, *options]
+        command = [self.bench.python, "-m", module, "--backend", self.bench.backend, *options]
         with started(command) as (process, ready):
             yield ready
             process.terminate()
@@ -130,19 +131,21 @@ class Contest:
         self.add(who, MEMORY, (found["rss_kb"] - found["rss_kb_before"]) / (many - WARM_UP))
         self.add(who, CONNECT, found["cpu_s"] * 1e6 / many)
 
-    def fan_out(self, who: Contender, conns: int) -> None:
+    def fan_out(self, who: Contender, conns: int, burst: int = 1) -> None:
         """Pushes to one room as fast as the server goes."""
-        say(f"{who.name}: a room of {conns:,}")
+        figure = fan_out(conns, burst)
+        say(f"{who.name}: {figure.name}")
         seconds = self.bench.seconds(1.5)
-        with self.server(who, "--flood", str(conns), "--seconds", str(seconds)) as ready:
+        options = {"flood": conns, "seconds": seconds, "burst": burst}
+        with self.server(who, *flags(options), *(who.single if burst == 1 else ())) as ready:
             run = self.bench.load(who.proto, ready, conns, collect=seconds, nap=NAP_US * conns)
         run |= {"who": who.name, "end": ready["end"]}
         count = run["collect"]["deliveries"]
         if count != ready["end"]["deliveries"] or not count:
             raise BenchError(f"{who.name}: pushed {ready['end']['deliveries']} times, {count} arrived")
-        self.add(who, fan_out(conns), count / run["collect"]["cpu_s"])
-        user = self.user.setdefault(who.name, {}).setdefault(fan_out(conns), [])
-        user.append(ready["end"]["user_s"] * BOUND / count)
+        self.add(who, figure, count / run["collect"]["cpu_s"])
+        user = self.user.setdefault(who.name, {}).setdefault(figure, [])
+        user.append(ready["end"]["user_s"] * 1e6 / count)
 
 
 def table(contest: Contest, figures: list[Figure]) -> str:
@@ -151,9 +154,6 @@ def table(contest: Contest, figures: list[Figure]) -> str:
     for who, values in contest.values.items():
         cells = []
         for figure in figures:
-            if figure not in values:
-                cells.append("")
-                continue
             ratio = "" if who == OURS.name else f" ({contest.ratio(who, figure):.2f})"
             user = contest.user.get(who, {}).get(figure)
             split = f", {median(user):.2f} us user" if user else ""
@@ -180,7 +180,6 @@ def result(contest: Contest, figures: list[Figure]) -> list[Run]:
         }
         for who, values in contest.values.items()
         for figure in figures
-        if figure in values
     ]
 
 
@@ -217,12 +216,13 @@ def main() -> int:
     contest, load = Contest(bench), Load()
     for _ in range(1 if options.quick else options.rounds):
         for who in chosen:
-            if not who.merges:
-                contest.connections(who)
+            contest.connections(who)
         for size in sizes:
             for who in chosen:
                 contest.fan_out(who, size)
-    figures = [*map(fan_out, sizes), MEMORY, CONNECT]
+        for who in chosen:
+            contest.fan_out(who, FEW, BURST)
+    figures = [*map(fan_out, sizes), fan_out(FEW, BURST), MEMORY, CONNECT]
     machine = describe(bench, gcc) | {who.package: version(who.package) for who in chosen} | load.since()
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
     print(table(contest, figures))

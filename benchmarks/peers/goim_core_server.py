@@ -16,9 +16,9 @@ from goim_core.auth import OpenAuth
 from goim_core.options import Options
 from goim_core.server import Server
 
-AHEAD = 8
-"""Each so many pushes it is looked at how many wait; more than this do not, as in server.py, so that the figure is
-not one of a growing backlog."""
+AHEAD = 20
+"""Each so many pushes it is looked at how many wait; not more than that do, so that the figure is not one of a
+growing backlog."""
 
 
 class GoimCorePeer:

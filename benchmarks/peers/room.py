@@ -66,8 +66,11 @@ def push_message() -> bytes:
     return frame(_OP_PUSH, json.dumps(stamp()).encode())
 
 
-async def _flood(peer: Peer, conns: int, seconds: float) -> dict[str, float]:
-    """Push without a pause once ``conns`` are in the room; returns how many deliveries that is, and their cost."""
+async def _flood(peer: Peer, conns: int, seconds: float, burst: int) -> dict[str, float]:
+    """Push without a pause once ``conns`` are in the room; returns how many deliveries that is, and their cost.
+
+    ``burst`` pushes at a time, as when so many come in while others are sent.
+    """
     while peer.online() < conns:
         await asyncio.sleep(0.01)
     await asyncio.sleep(SETTLE)
@@ -75,21 +78,22 @@ async def _flood(peer: Peer, conns: int, seconds: float) -> dict[str, float]:
     end = time.monotonic() + seconds
     deliveries = 0
     while time.monotonic() < end:
-        deliveries += peer.online()
-        await peer.push()
+        deliveries += burst * peer.online()
+        for _ in range(burst):
+            await peer.push()
         await asyncio.sleep(0)  # the loop's turn, so that what waits is written before there is more
     after = resource.getrusage(resource.RUSAGE_SELF)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     return {"deliveries": deliveries, "user_s": user, "system_s": system}
 
 
-async def _serve(peer: Peer, conns: int | None, seconds: float) -> None:
+async def _serve(peer: Peer, conns: int | None, seconds: float, burst: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     print(json.dumps({"pid": os.getpid(), "port": await peer.listen()}), flush=True)
-    result = await _flood(peer, conns, seconds) if conns else {}
+    result = await _flood(peer, conns, seconds, burst) if conns else {}
     await stop.wait()
     print(json.dumps(result), flush=True)
     os._exit(0)  # clients that are gone already need no goodbye, and it is not what is measured
@@ -101,8 +105,9 @@ def run(peer: Peer, words: Sequence[str] | None = None) -> None:
     parser.add_argument("--backend", choices=("asyncio", "uvloop"), default="asyncio")
     parser.add_argument("--flood", type=int, help="push without a pause once so many are in the room")
     parser.add_argument("--seconds", type=float, default=5, help="for how long")
+    parser.add_argument("--burst", type=int, default=1, help="so many pushes at a time")
     arguments = parser.parse_args(words)
-    serving = _serve(peer, arguments.flood, arguments.seconds)
+    serving = _serve(peer, arguments.flood, arguments.seconds, arguments.burst)
     if arguments.backend == "uvloop":
         import uvloop
 
