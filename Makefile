@@ -1,6 +1,6 @@
 # make setup | demo | cluster | test | lint | bench: all in .venv, which the first of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster test test-all lint bench clean
+.PHONY: help setup demo cluster test test-all lint bench bench-peers clean
 
 # The first that is there, works (a version manager's stand-in may not) and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -13,6 +13,7 @@ WORKERS ?= 2
 RUNTIME := $(VENV)/.runtime
 CLUSTER := $(VENV)/.cluster
 DEVELOPMENT := $(VENV)/.development
+PEERS := $(VENV)/.peers
 
 help:
 	@echo "make demo      run the example chat and say where to open it (HOST=0.0.0.0 for a phone)"
@@ -21,6 +22,7 @@ help:
 	@echo "make test-all  the same with each Python of PYTHONS that is here"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     measure, and print the table (ARGS=--quick for a short one)"
+	@echo "make bench-peers   the same room with other WebSocket libraries (ARGS=--quick for a short one)"
 	@echo "make setup     make .venv with everything for development"
 
 $(BIN)/python:
@@ -38,6 +40,10 @@ $(CLUSTER): $(BIN)/python pyproject.toml
 $(DEVELOPMENT): $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(RUNTIME) $(CLUSTER)
+
+$(PEERS): $(DEVELOPMENT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	@touch $@
 
 setup: $(DEVELOPMENT)
 
@@ -65,6 +71,9 @@ lint: $(DEVELOPMENT)
 
 bench: $(DEVELOPMENT)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-peers: $(PEERS)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

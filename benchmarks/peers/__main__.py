@@ -1,7 +1,7 @@
 """What `make bench-peers` runs: the same room with goim_core and with other WebSocket libraries, in turn.
 
-docs/peers.md says what each figure means and what each server does. Linux only, as run.py; the libraries are the
-extra `peers`, and one that is not installed is left out.
+docs/peers.md says what each figure means and what each server does. Linux only, as run.py; the libraries
+are the extra `peers`, and one that is not installed is left out.
 """
 
 from __future__ import annotations

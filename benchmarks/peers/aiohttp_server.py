@@ -1,7 +1,7 @@
 """The room with aiohttp: a `WebSocketResponse` for each client, and a send to one after the other.
 
-So its examples do it. It waits for a client whose socket is full; `asyncio.gather` would not, for a task for each
-delivery.
+So its examples do it. It waits for a client whose socket is full; `asyncio.gather` would not, for a task
+for each delivery.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The room with goim_core: with authentication, heartbeats, deadlines and bounded outboxes, which are always on.
+"""The room with goim_core. Authentication, heartbeats, deadlines and bounded outboxes are always on.
 
-A push goes its whole way: publisher, queue, job, room. With `--batch 1` no two are merged, as the others merge none.
+A push goes its whole way: publisher, queue, job, room. With `--batch 1` no two are merged, as the others
+merge none.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from goim_core.options import Options
 from goim_core.server import Server
 
 AHEAD = 20
-"""Each so many pushes it is looked at how many wait; not more than that do, so that the figure is not one of a
-growing backlog."""
+"""Each so many pushes it is looked at how many wait, and not more do: the figure is not one of a growing
+backlog."""
 
 
 class GoimCorePeer:
@@ -42,7 +43,9 @@ class GoimCorePeer:
         """To all in the room."""
         await self._server.push_room(ROOM, 1000, json.dumps(stamp()).encode())
         self._pushed += 1
-        while not self._pushed % AHEAD and self._server.stats().pending >= AHEAD:
+        if self._pushed % AHEAD:
+            return
+        while self._server.stats().pending >= AHEAD:  # noqa: ASYNC110  # nobody tells a pusher of it
             await asyncio.sleep(0)
 
 

@@ -1,10 +1,10 @@
 """What every server of this comparison does, whatever library it is written with.
 
-A client says who it is and comes into the one room; a push goes to all in it. The messages are goim frames, so
-that one load client serves them all; python-socketio has a protocol of its own.
+A client says who it is and comes into the one room; a push goes to all in it. The messages are goim
+frames, so that one load client serves them all; python-socketio has a protocol of its own.
 
-Members are kept in a dictionary, in the order they came: in that order the kernel's memory of their sockets is read
-faster than in a set's.
+Members are kept in a dictionary, in the order they came: in that order the kernel gets through their
+sockets' memory faster than in the order of a set.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def push_message() -> bytes:
 
 
 async def _flood(peer: Peer, conns: int, seconds: float, burst: int) -> dict[str, float]:
-    """Push without a pause once ``conns`` are in the room; returns how many deliveries that is, and their cost.
+    """Push without a pause once ``conns`` are in the room, ``burst`` pushes at a time.
 
-    ``burst`` pushes at a time, as when so many come in while others are sent.
+    Returns how many deliveries that is, and their cost.
     """
-    while peer.online() < conns:
+    while peer.online() < conns:  # noqa: ASYNC110  # nobody tells a pusher of joins
         await asyncio.sleep(0.01)
     await asyncio.sleep(SETTLE)
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -109,7 +109,7 @@ def run(peer: Peer, words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     serving = _serve(peer, arguments.flood, arguments.seconds, arguments.burst)
     if arguments.backend == "uvloop":
-        import uvloop
+        import uvloop  # noqa: PLC0415  # only where it was asked for
 
         uvloop.run(serving)
     else:

@@ -1,7 +1,7 @@
 """The room with python-socketio over aiohttp: `enter_room`, and `emit` to it.
 
-Its own protocol (Engine.IO 4, Socket.IO 5) over WebSocket only: the token comes with the CONNECT packet, a push is an
-event with the same JSON. Its pings are always on; they are due after 25 s.
+Its own protocol (Engine.IO 4, Socket.IO 5) over WebSocket only: the token comes with the CONNECT packet, a
+push is an event with the same JSON. Its pings are always on; they are due after 25 s.
 """
 
 from __future__ import annotations

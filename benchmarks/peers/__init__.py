@@ -1,0 +1,1 @@
+"""The same room with other WebSocket libraries: docs/peers.md."""
