@@ -52,6 +52,8 @@ class Contender:
     proto: str = "ws"
     single: tuple[str, ...] = ()
     """Options that make it send each push alone, where it would not."""
+    patience: int = 1
+    """How many times as long it is waited for what it pushes."""
 
     @property
     def here(self) -> bool:
@@ -65,7 +67,7 @@ CONTENDERS = (
     Contender("picows", "picows_server", "picows"),
     Contender("websockets", "websockets_server", "websockets"),
     Contender("aiohttp", "aiohttp_server", "aiohttp"),
-    Contender("python-socketio", "socketio_server", "python-socketio", proto="sio"),
+    Contender("python-socketio", "socketio_server", "python-socketio", proto="sio", patience=3),
 )
 
 
@@ -138,7 +140,8 @@ class Contest:
         seconds = self.bench.seconds(1.5)
         options = {"flood": conns, "seconds": seconds, "burst": burst}
         with self.server(who, *flags(options), *(who.single if burst == 1 else ())) as ready:
-            run = self.bench.load(who.proto, ready, conns, collect=seconds, nap=NAP_US * conns)
+            collect = seconds * who.patience
+            run = self.bench.load(who.proto, ready, conns, collect=collect, nap=NAP_US * conns)
         run |= {"who": who.name, "end": ready["end"]}
         count = run["collect"]["deliveries"]
         if count != ready["end"]["deliveries"] or not count:
@@ -189,6 +192,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round, shorter, without the largest room")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
     parser.add_argument("--backend", choices=("asyncio", "uvloop"), default="uvloop", help="of all of them")
+    parser.add_argument("--rooms", help="comma separated sizes (default: 100, 1,000 and up to 9,000)")
     parser.add_argument("--only", default="", help="comma separated names; goim_core is always measured")
     parser.add_argument("--json", type=Path, help="where the result goes (default: out/peers-BACKEND.json)")
     return parser.parse_args()
@@ -213,6 +217,8 @@ def main() -> int:
     bench = Bench(sys.executable, options.backend, HERE, options.quick, raise_descriptor_limit())
     chosen = contenders(options.only)
     sizes = [SMALL, FEW] if options.quick else [SMALL, FEW, bench.many]
+    if options.rooms:
+        sizes = [int(size) for size in options.rooms.split(",")]
     contest, load = Contest(bench), Load()
     for _ in range(1 if options.quick else options.rounds):
         for who in chosen:
