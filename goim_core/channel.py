@@ -7,7 +7,7 @@ bounded outbox, and the connection behind it is asked to flush when the socket c
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from attrs import Factory, define
@@ -46,6 +46,8 @@ class Counters:
     deliveries: int = 0
     drops: Counter[str] = Factory(Counter)
     closes: Counter[int] = Factory(Counter)
+    on_drop: Callable[[Channel, int, str], None] | None = None
+    """Told of each drop, while somebody is traced."""
 
 
 class Port(Protocol):
@@ -256,7 +258,10 @@ class Channel:
     def dropped(self, count: int, reason: str) -> None:
         """Count ``count`` messages that this client does not get."""
         self.drops += count
-        self.port.counters.drops[reason] += count
+        counters = self.port.counters
+        counters.drops[reason] += count
+        if counters.on_drop is not None:
+            counters.on_drop(self, count, reason)
 
     def cork(self) -> bool:
         """Gather the replies that follow for one send; False when something waits already."""

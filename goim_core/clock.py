@@ -85,6 +85,8 @@ class Deadlines:
 
     def __init__(self, clock: Clock, tick: float = 0.25) -> None:
         self.clock = clock
+        self.on_tick: Callable[[float], object] = abs
+        """Told at each tick how many seconds late it is."""
         self._tick = tick
         self._slots: SortedDict[int, set[Timed]] = SortedDict()
 
@@ -139,6 +141,8 @@ class Deadlines:
     async def run(self) -> None:
         """Keep the deadlines until cancelled."""
         while True:
+            due = self.clock.now() + self._tick
             await self.clock.sleep(self._tick)
+            self.on_tick(self.clock.now() - due)
             while self.expire():
                 await anyio.lowlevel.checkpoint()

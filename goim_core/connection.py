@@ -19,7 +19,6 @@ What its frames do is conversation.py's.
 
 from __future__ import annotations
 
-import logging
 import socket
 from enum import IntEnum
 from typing import TypeVar
@@ -38,13 +37,12 @@ from goim_core.options import Options
 from goim_core.protocol import Frame
 from goim_core.reactor import Reactor
 from goim_core.tls import TLSSocket
+from goim_core.trace import Tracer
 from goim_core.wire import Answer, Wire
 
 __all__ = ["AUTH", "CLOSED", "CLOSING", "HANDSHAKE", "LIVE", "Connection", "Edge", "Stage"]
 
 T = TypeVar("T")
-
-_log = logging.getLogger("goim_core.connection")
 
 READ_BYTES = 1 << 14
 """How much of one connection is read in a turn."""
@@ -77,6 +75,7 @@ class Edge:
     deadlines: Deadlines
     options: Options
     counters: Counters
+    tracer: Tracer
     empty: anyio.Event = field(factory=anyio.Event)
     silence: float = field(init=False)
 
@@ -236,7 +235,6 @@ class Connection:
         self.edge.counters.closes[why.code] += 1
         if self.channel.session is not NOBODY:
             self.edge.comet.remove(self.channel)
-        _log.debug("%s ends: %s (%s)", self.channel.session.key or self.channel.address, why.reason, why.code)
         if not self.busy:
             self.on_end(why)
 
@@ -256,6 +254,7 @@ class Connection:
         self.edge.reactor.remove(self.sock)
         self.sock.close()
         self.channel.discard()
+        self.on_gone()
         # Nothing refers back to the connection now, so its memory does not wait for the collector.
         self.channel.port = _Gone(self.edge.options, self.edge.counters)
         if isinstance(self.sock, TLSSocket):
@@ -284,6 +283,9 @@ class Connection:
 
     def on_leave(self) -> None:
         """The connection is about to end: nothing that comes from now on is answered."""
+
+    def on_gone(self) -> None:
+        """The socket is closed, and what became of every message is counted."""
 
     def on_end(self, why: Disconnect) -> None:
         """The connection has ended: called once, when nothing of it is under way any more."""

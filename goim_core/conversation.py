@@ -20,8 +20,10 @@ from goim_core.connection import CLOSING, LIVE, Connection
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, Refused
 from goim_core.flow import Flow
 from goim_core.inbox import Inbox
+from goim_core.logs import ending_told, tell_ending
 from goim_core.protocol import Frame, Op, encode
 from goim_core.session import AuthRequest, Session
+from goim_core.tls import TLSSocket
 
 __all__ = ["Conversation", "taken_over"]
 
@@ -110,6 +112,8 @@ class Conversation(Connection):
         self.deadline = edge.deadlines.clock.now() + edge.silence
         self._expect_expiry()
         self.wire.forget_handshake()
+        if session.mid in edge.tracer.mids:
+            edge.tracer.follow(self)
         self.busy = True  # the link may break here, and its end comes after its beginning
         channel.reply(self.wire.encode(encode(Op.AUTH_REPLY, b"", frame.seq, frame.ver)))
         if replaced is not None:
@@ -223,6 +227,26 @@ class Conversation(Connection):
             # Who is gone is not online for as long as a hook works on its last frame.
             self.withdrawn = True
             self.edge.exchanges.each(self.edge.logic.withdrawn(session, self.written))
+
+    def on_gone(self) -> None:
+        """Log the end, where that is wanted."""
+        session, why = self.channel.session, self.why
+        if why is None:
+            return
+        if session.mid in self.edge.tracer.mids:
+            self.edge.tracer.ended(session, why)
+        if ending_told():
+            doors = ("tls", "wss") if isinstance(self.sock, TLSSocket) else ("tcp", "ws")
+            tell_ending(
+                key=session.key,
+                mid=session.mid,
+                address=self.channel.address,
+                transport=doors[self.channel.form],
+                room=session.room_id,
+                code=why.code,
+                reason=why.reason,
+                drops=self.channel.drops,
+            )
 
     def on_end(self, why: Disconnect) -> None:
         """Tell logic, when the client had been let in."""

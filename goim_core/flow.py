@@ -27,6 +27,7 @@ from goim_core.errors import (
     ServerStopped,
     StorageError,
 )
+from goim_core.metrics import HookTimes
 from goim_core.session import MaybeAwaitable, Session
 
 __all__ = ["Exchanges", "Flow", "attempt", "settle", "settled"]
@@ -79,20 +80,41 @@ class _Outcome:
     value: Any = None
     error: Refused | Disconnect | None = None
 
+    @property
+    def name(self) -> str:
+        if self.error is None:
+            return "ok"
+        if isinstance(self.error, Disconnect):
+            return "disconnect"
+        return _FAULTS.get(self.error.code, "refused")
+
+
+_FAULTS: dict[int, str] = {ErrorCode.INTERNAL: "error", ErrorCode.TIMEOUT: "timeout"}
+
 
 class Exchanges:
     """Runs flows: what a frame of a client has to do with the application's hooks.
 
     At most ``limit`` are with async hooks at a time, each for at most ``timeout`` seconds. Whatever a
-    hook does wrong ends its own exchange, with an error for that client and a log line.
+    hook does wrong ends its own exchange, with an error for that client and a log line. ``times`` is told
+    how long each took, the wait for its turn included, under the name of its flow.
     """
 
-    def __init__(self, tasks: TaskGroup, deadlines: Deadlines, limit: int, timeout: float) -> None:
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        deadlines: Deadlines,
+        limit: int,
+        timeout: float,
+        times: dict[str, HookTimes] | None = None,
+    ) -> None:
         self._tasks = tasks
         self._deadlines = deadlines
+        self._now = deadlines.clock.now
+        self._times = {} if times is None else times
         self._limiter = anyio.CapacityLimiter(limit)
         self._timeout = timeout
-        self._active: set[anyio.CancelScope] = set()
+        self._active: dict[anyio.CancelScope, float] = {}  # and when each began
         self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
 
@@ -108,21 +130,25 @@ class Exchanges:
 
         True when that has happened already; False when it will, out of a task.
         """
+        began = self._now()
         step = _step(flow.__next__)
         if isinstance(step, _Outcome):
+            self._ended(flow, began, step)
             _report(step, done, failed)
             return True
-        self._start(flow, step, done, failed)
+        self._start(flow, began, step, done, failed)
         return False
 
     def each(self, flows: Iterable[Flow[object]]) -> None:
         """Run ``flows`` one after the other, each to its end whatever becomes of those before it."""
         rest = iter(flows)
         for flow in rest:
+            began = self._now()
             step = _step(flow.__next__)
             if not isinstance(step, _Outcome):
-                self._start(flow, step, lambda _: self.each(rest), lambda _: self.each(rest))
+                self._start(flow, began, step, lambda _: self.each(rest), lambda _: self.each(rest))
                 return
+            self._ended(flow, began, step)
 
     def abort(self) -> None:
         """Cancel every exchange that is with its hook; each is told so."""
@@ -132,13 +158,22 @@ class Exchanges:
     def _start(
         self,
         flow: Flow[T],
+        began: float,
         step: Awaitable[Any],
         done: Callable[[T], None],
         failed: Callable[[Refused | Disconnect], None],
     ) -> None:
         scope = anyio.CancelScope()
-        self._active.add(scope)
+        self._active[scope] = began
         self._tasks.start_soon(self._go_on, scope, flow, step, done, failed)
+
+    def _ended(self, flow: Flow[Any], began: float, outcome: _Outcome) -> None:
+        name = getattr(flow, "__name__", "").strip("_")
+        times = self._times.get(name)
+        if times is None:
+            times = self._times[name] = HookTimes()
+        times.seconds.observe(self._now() - began)
+        times.outcomes[outcome.name] += 1
 
     @property
     def active(self) -> bool:
@@ -173,13 +208,13 @@ class Exchanges:
                 outcome = _cut(flow, awaitable, Disconnect("the server is stopping", CloseCode.GOING_AWAY))
             # Whoever is told may begin the next: for them this one is over.
             self._running.discard(scope)
-            self._active.discard(scope)
+            self._ended(flow, self._active.pop(scope), outcome)
             _report(outcome, done, failed)
         finally:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()  # cancelled before its turn came, it would warn that nobody awaited it
             self._running.discard(scope)
-            self._active.discard(scope)
+            self._active.pop(scope, None)
             if not self._active:
                 self._idle.set()
                 self._idle = anyio.Event()

@@ -16,6 +16,7 @@ from attrs import Factory, define
 
 from goim_core.clock import Clock
 from goim_core.comet import SLICE, Comet, Pushing
+from goim_core.metrics import SIZES, Histogram
 from goim_core.options import Options
 from goim_core.protocol import Op, encode, pushable
 from goim_core.queue import PushMsg, PushType, Queue
@@ -42,10 +43,16 @@ class _Line:
 
 
 class Job:
-    """Carries pushes from ``queue`` to ``comet``, with ``batch`` and ``linger`` of ``options``."""
+    """Carries pushes from ``queue`` to ``comet``, with ``batch`` and ``linger`` of ``options``.
 
-    def __init__(self, queue: Queue, comet: Comet, clock: Clock, options: Options) -> None:
+    ``batches`` is told how many each packet has.
+    """
+
+    def __init__(
+        self, queue: Queue, comet: Comet, clock: Clock, options: Options, batches: Histogram | None = None
+    ) -> None:
         self._queue = queue
+        self._batches = Histogram(SIZES) if batches is None else batches
         self._comet = comet
         self._clock = clock
         self.options = options
@@ -142,6 +149,7 @@ class Job:
         first = msgs[0]
         if first.operation == Op.DISCONNECT_REPLY:
             return self._disconnect(first)
+        self._batches.observe(len(msgs))
         if first.seqs:
             return self._comet.push_inbox(first.keys, first.seqs, first.operation, first.msg)
         packet = Packet([encode(msg.operation, msg.msg) for msg in msgs])

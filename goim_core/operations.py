@@ -62,19 +62,24 @@ class Operations:
         )
 
     def answer(self, channel: Channel, frame: Frame) -> Flow[bytes]:
-        """The reply to any other frame.
+        """The reply to any other frame: the flow ``receive`` of logic, or ``operation``.
 
-        Raises :class:`~goim_core.errors.Refused` for one that is not for this client to send, and for a
+        It raises :class:`~goim_core.errors.Refused` for one that is not for this client to send, and for a
         body that does not fit the operation.
         """
+        op = frame.op
+        if op in self._own or op == Op.AUTH or op in _NOT_FROM_CLIENTS:
+            return self.operation(channel, frame)
+        return self._logic.receive(channel.session, frame)
+
+    def operation(self, channel: Channel, frame: Frame) -> Flow[bytes]:
+        """The reply to a frame whose operation is the protocol's."""
         op = frame.op
         own = self._own.get(op)
         if own is None:
             if op == Op.AUTH:
                 raise Refused("this connection is authenticated already", ErrorCode.CONFLICT)
-            if op in _NOT_FROM_CLIENTS:
-                raise Refused(f"operation {op} is not one for a client to send", ErrorCode.BAD_REQUEST)
-            return (yield from self._logic.receive(channel.session, frame))
+            raise Refused(f"operation {op} is not one for a client to send", ErrorCode.BAD_REQUEST)
         if op in EXTENSION_OPS and op not in channel.accepts:
             name = Op(op).name
             raise Refused(

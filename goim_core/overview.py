@@ -15,6 +15,7 @@ from goim_core import nodes
 from goim_core.channel import Counters
 from goim_core.clock import Clock, Deadlines
 from goim_core.comet import Comet
+from goim_core.connection import Connection
 from goim_core.discovery import Discovery, Node
 from goim_core.metrics import Instruments
 from goim_core.options import Options
@@ -116,10 +117,16 @@ class Overview:
 
         Raises :class:`ValueError` for the 101st user at a time, and for user 0, who is nobody in particular.
         """
+        tracer = self._tracer
         if on:
-            self._tracer.add(mid)
+            tracer.add(mid)
         else:
-            self._tracer.mids.discard(mid)
+            tracer.mids.discard(mid)
+        self._counters.on_drop = tracer.dropped if tracer.mids else None
+        for bucket in self._comet.buckets.all:
+            for channel in bucket.channels.values():
+                if channel.session.mid == mid and isinstance(channel.port, Connection):
+                    (tracer.follow if on else tracer.unfollow)(channel.port)
 
     @property
     def traced(self) -> list[int]:

@@ -24,6 +24,7 @@ from goim_core.http_door import HTTPDoor
 from goim_core.job import Job
 from goim_core.listener import Accept, Listener
 from goim_core.logic import Logic
+from goim_core.metrics import Instruments
 from goim_core.operations import Operations
 from goim_core.options import FIXED, Options
 from goim_core.publisher import Publisher
@@ -32,6 +33,7 @@ from goim_core.reactor import Reactor
 from goim_core.registry import Registry
 from goim_core.session import Session
 from goim_core.tls import TLSSocket
+from goim_core.trace import Tracer
 from goim_core.websocket import WebSocketWire
 from goim_core.wire import TCPWire, Wire
 
@@ -55,6 +57,8 @@ class Pipeline:
     deadlines: Deadlines
     options: Options
     counters: Counters
+    instruments: Instruments
+    tracer: Tracer
     ssl_context: ssl.SSLContext | None
     new_reactor: Callable[[], Reactor]
     listeners: dict[str, list[Listener]] = field(init=False, factory=dict)
@@ -75,11 +79,18 @@ class Pipeline:
                     comet=self.comet,
                     logic=self.logic,
                     operations=Operations(self.comet, self.logic, options),
-                    exchanges=Exchanges(self._tasks, deadlines, options.max_hooks, options.hook_timeout),
+                    exchanges=Exchanges(
+                        self._tasks,
+                        deadlines,
+                        options.max_hooks,
+                        options.hook_timeout,
+                        self.instruments.hooks,
+                    ),
                     reactor=reactor,
                     deadlines=deadlines,
                     options=options,
                     counters=self.counters,
+                    tracer=self.tracer,
                 )
                 for door, sock in sockets:
                     listener = Listener(sock, self.acceptor(door), reactor, deadlines)
@@ -90,7 +101,7 @@ class Pipeline:
                 self._tasks.start_soon(self.registry.run)
                 self._tasks.start_soon(self.discovery.run)
                 self._census = Census(self.comet, self.registry, deadlines.clock, options.census)
-                self._job = Job(self.queue, self.comet, deadlines.clock, options)
+                self._job = Job(self.queue, self.comet, deadlines.clock, options, self.instruments.batches)
                 self._tasks.start_soon(self._census.run)
                 self._tasks.start_soon(self._job.run)
                 task_status.started()

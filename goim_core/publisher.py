@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import anyio.lowlevel
 
@@ -20,10 +22,36 @@ from goim_core.wire import disconnect_body
 __all__ = ["Publisher"]
 
 T = TypeVar("T")
+Push = TypeVar("Push", bound=Callable[..., Any])
+
+
+def _counted(kind: str) -> Callable[[Push], Push]:
+    """Count the calls of a method by ``kind`` and outcome."""
+
+    def decorate(push: Push) -> Push:
+        @wraps(push)
+        async def counted(self: Publisher, *args: Any, **kwargs: Any) -> None:
+            try:
+                await push(self, *args, **kwargs)
+            except (ValueError, QueueFull):
+                self.pushes[kind, "refused"] += 1
+                raise
+            except BaseException:
+                self.pushes[kind, "failed"] += 1
+                raise
+            self.pushes[kind, "ok"] += 1
+
+        return cast("Push", counted)
+
+    return decorate
 
 
 class Publisher:
-    """Publishes to ``queue``, by way of ``storage`` where there is one, which gets ``timeout`` seconds."""
+    """Publishes to ``queue``, by way of ``storage`` where there is one, which gets ``timeout`` seconds.
+
+    ``pushes`` counts the calls by kind and outcome: ``ok``, ``refused`` (an argument does not fit, or the
+    queue is full), ``failed``.
+    """
 
     def __init__(
         self,
@@ -32,13 +60,17 @@ class Publisher:
         storage: StorageHook | None,
         deadlines: Deadlines,
         timeout: float,
+        *,
+        pushes: Counter[tuple[str, str]] | None = None,
     ) -> None:
+        self.pushes = Counter() if pushes is None else pushes
         self._queue = queue
         self._registry = registry
         self._storage = storage
         self._deadlines = deadlines
         self.timeout = timeout
 
+    @_counted("keys")
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes, *, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_keys`."""
         _check_push(op, body)
@@ -49,6 +81,7 @@ class Publisher:
         if not routes:
             await _let_others_run()
 
+    @_counted("users")
     async def push_mids(
         self, mids: Iterable[int], op: int, body: bytes, *, nowait: bool = False, idempotency_key: str = ""
     ) -> None:
@@ -112,12 +145,14 @@ class Publisher:
         if not routes:
             await _let_others_run()
 
+    @_counted("room")
     async def push_room(self, room_id: str, op: int, body: bytes, *, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_room`."""
         _check_push(op, body)
         msg = PushMsg(PushType.ROOM, op, body, room=check_room_id(room_id))
         await self._queue.publish(msg, nowait=nowait)
 
+    @_counted("all")
     async def push_all(self, op: int, body: bytes, *, speed: int = 0, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_all`."""
         _check_push(op, body)
@@ -125,18 +160,24 @@ class Publisher:
             raise ValueError(f"speed: expected connections a second, 0 or more, got {speed!r}")
         await self._queue.publish(PushMsg(PushType.BROADCAST, op, body, speed=speed), nowait=nowait)
 
+    @_counted("disconnect")
     async def disconnect_keys(self, keys: Iterable[str], why: Disconnect) -> None:
         """See :meth:`goim_core.hooks.Pusher.disconnect_keys`."""
         routes = await settled(self._registry.keys(_many(keys, str, "keys")))
         for server, found in routes.items():
             await self._disconnect(server, found, why)
 
+    @_counted("disconnect")
     async def disconnect_mids(self, mids: Iterable[int], why: Disconnect) -> None:
         """See :meth:`goim_core.hooks.Pusher.disconnect_mids`."""
-        await self.disconnect_sessions(await self._sessions(_many(mids, int, "mids")), why)
+        await self._disconnect_sessions(await self._sessions(_many(mids, int, "mids")), why)
 
+    @_counted("disconnect")
     async def disconnect_sessions(self, sessions: Iterable[Session], why: Disconnect) -> None:
         """Tell these connections why, and close them, wherever they are."""
+        await self._disconnect_sessions(sessions, why)
+
+    async def _disconnect_sessions(self, sessions: Iterable[Session], why: Disconnect) -> None:
         for session in sessions:
             await self._disconnect(session.server, [session.key], why)
 

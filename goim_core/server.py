@@ -111,6 +111,7 @@ class Server(Overview):
         self._doors = checked_doors(ssl_context, tcp=tcp, tls=tls, ws=ws, wss=wss, http=http)
         self._deadlines = self._new_deadlines(SystemClock() if clock is None else clock)
         self.instruments = Instruments(self._deadlines.clock.now)
+        self._deadlines.on_tick = self.instruments.loop.observe
         self._tracer = Tracer(self._deadlines.clock)
         self._counters = Counters()
         self._comet = Comet(options.buckets, self._counters, Presence(self._deadlines))
@@ -126,7 +127,12 @@ class Server(Overview):
             storage=self._storage,
         )
         self._publisher = Publisher(
-            self._queue, self._registry, self._storage, self._deadlines, options.hook_timeout
+            self._queue,
+            self._registry,
+            self._storage,
+            self._deadlines,
+            options.hook_timeout,
+            pushes=self.instruments.pushes,
         )
         self._logic = Logic(
             self.name,
@@ -146,6 +152,8 @@ class Server(Overview):
             deadlines=self._deadlines,
             options=options,
             counters=self._counters,
+            instruments=self.instruments,
+            tracer=self._tracer,
             ssl_context=ssl_context,
             new_reactor=reactor,
         )

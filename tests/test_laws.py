@@ -31,16 +31,16 @@ LAYERS = [
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
     {"bucket", "presence"},
     {"channel", "websocket", "poller", "nodes"},
-    {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery"},
+    {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery", "outgoing"},
     {"session", "options", "clock"},
-    {"protocol", "taskgroup", "metrics"},
+    {"protocol", "taskgroup", "metrics", "logs"},
     {"errors"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}
 
 SYNC = {
     "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "handshake", "inbox",
-    "listener", "logic", "metrics", "nodes", "operations", "options", "overview", "poller", "presence", "protocol", "room", "session",
+    "listener", "logic", "logs", "metrics", "nodes", "operations", "options", "outgoing", "overview", "poller", "presence", "protocol", "room", "session",
     "stats", "tls", "trace", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
