@@ -22,6 +22,7 @@ from goim_core.auth import sign_token
 from goim_core.client import connect_once
 from goim_core.errors import ConfigurationError, GoimError
 from goim_core.listener import parse_address
+from goim_core.logs import JSONFormatter, TextFormatter
 from goim_core.protocol import Op
 from goim_core.server import Server
 from goim_core.settings import (
@@ -36,6 +37,8 @@ from goim_core.settings import (
 )
 
 __all__ = ["main", "parser"]
+
+LOG_FORMATS: dict[str, type[logging.Formatter]] = {"text": TextFormatter, "json": JSONFormatter}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +100,7 @@ def _add_serve(commands: Any) -> None:
             f"--{place}", help=f"of this node, for --discovery (default: {what} of the environment)"
         )
     serve.add_argument("--log", metavar="LEVEL", help="the log level (default: warning)")
+    serve.add_argument("--log-format", choices=LOG_FORMATS, help="how a record is written (default: text)")
     tables = "the same settings, and [options], [signed], [jwt]"
     serve.add_argument("--config", metavar="FILE.toml", type=Path, help=tables)
 
@@ -112,7 +116,12 @@ def _serve(call: argparse.Namespace) -> int:
     level = settings.pop("log", "warning")
     if level.upper() not in logging.getLevelNamesMapping():
         raise ConfigurationError(f"log: expected a level like 'info', got {level!r}")
-    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log_format = settings.pop("log_format", "text")
+    if log_format not in LOG_FORMATS:
+        raise ConfigurationError(f"log_format: expected one of {', '.join(LOG_FORMATS)}; got {log_format!r}")
+    lines = logging.StreamHandler()
+    lines.setFormatter(LOG_FORMATS[log_format]())
+    logging.basicConfig(level=level.upper(), handlers=[lines])
     backend, backend_options = backend_of(settings.pop("backend", "asyncio"))
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # so that MODULE:CLASS finds what lies here
     server = server_of(settings)

@@ -19,6 +19,11 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Bounds for times: a plain hook is in the first ones, one that waits for a database in the middle."""
 
+KINDS = ("room", "users", "keys", "all", "disconnect")
+"""Whom a push is for; to disconnect somebody is one too."""
+OUTCOMES = ("ok", "refused", "failed")
+"""What becomes of it: refused where an argument does not fit or the queue is full."""
+
 
 class Histogram:
     """How often a value was in which range: ``counts[i]`` of those up to ``bounds[i]``, the rest last."""
@@ -106,7 +111,7 @@ class _Peak:
 class Instruments:
     """The instruments of one server. ``now`` is its clock.
 
-    ``pushes`` counts by kind (room, users, keys, all, disconnect) and outcome (ok, refused, failed);
+    ``pushes`` counts by kind (:data:`KINDS`) and outcome (:data:`OUTCOMES`);
     ``batches`` has the messages of each packet; ``hooks`` the exchanges by what they were about.
     """
 

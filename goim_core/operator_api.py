@@ -15,6 +15,8 @@ import attrs
 from goim_core.http_answers import BadRequest, answered, first, integer, required
 from goim_core.http_door import JSON, Request, Response, Routes, error
 from goim_core.overview import Overview
+from goim_core.prometheus import CONTENT_TYPE
+from goim_core.scrape import scrape
 
 __all__ = ["OperatorAPI"]
 
@@ -35,6 +37,7 @@ class OperatorAPI:
     def routes(self) -> Routes:
         """What only an operator may ask."""
         return {
+            "/metrics": {"GET": lambda _: Response(200, scrape(self.server), CONTENT_TYPE)},
             "/goim/operator/stats": {"GET": answered(self._stats)},
             "/goim/operator/trace": {"GET": answered(self._traced), "POST": answered(self._trace)},
         }

@@ -22,7 +22,7 @@ _CONTROL = {8: "close", 9: "ping", 10: "pong"}
 
 @frozen
 class Sent:
-    """One frame that has left: ``name`` is ``op 3``, or a WebSocket control frame's; ``size`` is the body's."""
+    """One frame that has left: ``name`` is ``op 3``, or a WebSocket control frame's; ``size`` its body's."""
 
     name: str
     seq: int

@@ -108,7 +108,7 @@ class Overview:
     @property
     def queue_lag(self) -> float:
         """For how many seconds the push that came off the queue last had waited."""
-        return 0.0
+        return self._queue.lag
 
     # The trace.
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -92,6 +94,11 @@ class Queue(ABC):
         return False
 
     @property
+    def lag(self) -> float:
+        """For how many seconds the push that was received last had waited, as far as the queue can tell."""
+        return 0.0
+
+    @property
     def trouble(self) -> str:
         """What is wrong at the moment, in a sentence for logs and statistics; empty when nothing is."""
         return ""
@@ -112,14 +119,16 @@ class Queue(ABC):
 class MemoryQueue(Queue):
     """A bounded queue in this process: first in, first out, for any number of publishers.
 
-    ``size`` is how many pushes may wait (at least 1).
+    ``size`` is how many pushes may wait (at least 1); ``now`` the clock that :attr:`lag` is measured with.
     """
 
-    def __init__(self, size: int = 1024) -> None:
+    def __init__(self, size: int = 1024, *, now: Callable[[], float] = monotonic) -> None:
         if size < 1:
             raise ConfigurationError(f"size: expected at least 1, got {size}")
         self.size = size
-        self._waiting: deque[PushMsg] = deque()
+        self._now = now
+        self._lag = 0.0
+        self._waiting: deque[tuple[float, PushMsg]] = deque()
         self._places = anyio.Semaphore(size, fast_acquire=True)
         self._arrived = anyio.Event()
         self._unacknowledged = 0
@@ -130,6 +139,11 @@ class MemoryQueue(Queue):
     def pending(self) -> int:
         """See :attr:`Queue.pending`."""
         return self._unacknowledged
+
+    @property
+    def lag(self) -> float:
+        """See :attr:`Queue.lag`."""
+        return self._lag
 
     @property
     def full(self) -> bool:
@@ -149,7 +163,7 @@ class MemoryQueue(Queue):
             if self._closed:
                 self._places.release()  # the next that waits is to be told too
                 self._check_open()
-        self._waiting.append(msg)
+        self._waiting.append((self._now(), msg))
         self._unacknowledged += 1
         self._arrived.set()
 
@@ -162,7 +176,9 @@ class MemoryQueue(Queue):
                 self._arrived = anyio.Event()
             await self._arrived.wait()
         self._places.release()
-        return self._waiting.popleft()
+        since, msg = self._waiting.popleft()
+        self._lag = self._now() - since
+        return msg
 
     def _check_open(self) -> None:
         if self._closed:

@@ -44,7 +44,18 @@ DEFAULT_DOORS = {"tcp": ":3101", "ws": ":3102", "http": "127.0.0.1:3111"}
 """goim's ports."""
 PLACE = ("region", "zone", "weight")
 """What other nodes and clients choose this one by: goim's REGION, ZONE and WEIGHT unless given."""
-SETTINGS = (*DOORS, *PARTS, "backend", "certificate", "private_key", "host", "name", "log", *PLACE)
+SETTINGS = (
+    *DOORS,
+    *PARTS,
+    "backend",
+    "certificate",
+    "private_key",
+    "host",
+    "name",
+    "log",
+    "log_format",
+    *PLACE,
+)
 SIGNED = ("secret_file", "cookie", "origins")
 JWT = (
     "key_file", "jwks", "algorithms", "audience", "issuer", "leeway", "mid_claim", "claims", "require",

@@ -21,6 +21,7 @@ LAYERS = [
     {"choices"},
     {"server", "client", "adapters"},
     {"operator_api"},
+    {"scrape"},
     {"http_api", "http_pages", "overview", "pipeline"},
     {"http_answers"},
     {"http_door", "doors", "conversation", "census"},
@@ -32,7 +33,8 @@ LAYERS = [
     {"bucket", "presence"},
     {"channel", "websocket", "poller", "nodes"},
     {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery", "outgoing"},
-    {"session", "options", "clock"},
+    {"session", "options", "clock", "process"},
+    {"prometheus"},
     {"protocol", "taskgroup", "metrics", "logs"},
     {"errors"},
 ]
@@ -40,7 +42,7 @@ LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in mo
 
 SYNC = {
     "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "handshake", "inbox",
-    "listener", "logic", "logs", "metrics", "nodes", "operations", "options", "outgoing", "overview", "poller", "presence", "protocol", "room", "session",
+    "listener", "logic", "logs", "metrics", "nodes", "operations", "options", "outgoing", "overview", "poller", "presence", "process", "prometheus", "protocol", "room", "scrape", "session",
     "stats", "tls", "trace", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
