@@ -22,11 +22,12 @@ _CONTROL = {8: "close", 9: "ping", 10: "pong"}
 
 @frozen
 class Sent:
-    """One frame that has left: ``name`` is ``op 3``, or a WebSocket control frame's; ``size`` its body's."""
+    """One frame that has left: ``name`` is ``op 3``, or a WebSocket control frame's, which has no ``seq``."""
 
     name: str
-    seq: int
+    seq: int | None
     size: int
+    """Of its body."""
 
 
 class OutgoingFrames:
@@ -79,7 +80,7 @@ class OutgoingFrames:
                 self._message = length
             else:
                 self._skip = length
-                self._ends = Sent(_CONTROL.get(head[0] & 15, "message"), 0, length)
+                self._ends = Sent(_CONTROL.get(head[0] & 15, "message"), None, length)
             return
         length, _, _, op, seq = _HEADER.unpack(head)
         size = 0 if op == Op.RAW else max(length - HEADER_SIZE, 0)

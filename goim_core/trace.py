@@ -152,7 +152,7 @@ class _TracedWire(Wire):
         if isinstance(event, Frame):
             self._tell(f"<- op {event.op} seq {event.seq}, {len(event.body)} bytes")
         elif event is not None:
-            self._tell("<- a control frame of its wire")
+            self._tell("<- a control frame")
         return event
 
     def encode(self, frame_bytes: bytes) -> bytes:
@@ -182,9 +182,7 @@ class _TracedSink:
         sent = self.inner.send(data)
         for name, found in groupby(self._frames.feed(data[:sent]), lambda frame: frame.name):
             frames = list(found)
-            size = sum(frame.size for frame in frames)
-            if len(frames) == 1:
-                self._tell(f"-> {name} seq {frames[0].seq}, {size} bytes")
-            else:
-                self._tell(f"-> {name}, {len(frames)} frames, {size} bytes")
+            count = f", {len(frames)} frames" if len(frames) > 1 else ""
+            seq = f" seq {frames[0].seq}" if not count and frames[0].seq is not None else ""
+            self._tell(f"-> {name}{seq}{count}, {sum(frame.size for frame in frames)} bytes")
         return sent
