@@ -102,6 +102,7 @@ def test_serve_with_a_mistake(arguments: str, message: str, capsys: pytest.Captu
         ("tcp = 3101", "c.toml: tcp: expected text, got 3101"),
         ("tcp = [':0', 3101]", "c.toml: tcp: expected text, got [':0', 3101]"),
         ("log = 10", "c.toml: log: expected text, got 10"),
+        ("auth = 'open'\nlog_format = 'xml'", "log_format: expected one of text, json; got 'xml'"),
         ("name = ['a']", "c.toml: name: expected text, got ['a']"),
         ("backend = 'curio'", "backend: expected one of asyncio, uvloop, trio; got 'curio'"),
         ("auth = 'anyone'", f"{AUTH} got 'anyone'"),

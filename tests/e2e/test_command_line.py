@@ -121,6 +121,46 @@ def test_serve_from_a_configuration_file(tmp_path: Path) -> None:
     assert not (tmp_path / "goim.sock").exists()
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_an_operator_sees(log_format: str, tmp_path: Path) -> None:
+    doors = ("--tcp", ANYWHERE, "--http", ANYWHERE)
+    call = ("goim_core", "serve", "--auth", "open", "--log", "info", "--log-format", log_format, *doors)
+    with started(*call, cwd=tmp_path) as server:
+        at = listening(server)
+        for path in ("/healthz", "/readyz"):
+            assert asked(at["http"], path) is None
+        asked(at["http"], "/goim/operator/trace?mid=7&on=1", b"")
+        with logged_in(at["tcp"], mid=7, key="a key", room_id="r://hall"):
+            connection = http.client.HTTPConnection("127.0.0.1", int(at["http"].partition(":")[2]), PATIENCE)
+            connection.request("GET", "/metrics")
+            assert b"\ngoim_core_users 1\n" in connection.getresponse().read()
+            connection.close()
+        for _ in range(10_000):  # until the server has seen the end
+            if not asked(at["http"], "/goim/operator/stats")["stats"]["connections"]:
+                break
+        status, out, err = server.stop()
+    assert (status, out) == (0, "")
+    reason = "connection lost: connection closed by the peer"
+    if log_format == "text":
+        assert (
+            f"INFO goim_core.connection: a key (user 7, tcp from 127.0.0.1) ended: {reason} (4007), 0 dropped"
+            in err
+        )
+        assert "INFO goim_core.trace: 7 a key: -> op 8 seq 1, 0 bytes\n" in err
+        return
+    lines = [json.loads(line) for line in err.splitlines()]
+    [ending] = [line for line in lines if line["logger"] == "goim_core.connection"]
+    assert {
+        "key": "a key",
+        "mid": 7,
+        "room": "r://hall",
+        "code": 4007,
+        "reason": reason,
+        "drops": 0,
+    }.items() <= ending.items()
+    assert {"mid": 7, "key": "a key", "level": "INFO"}.items() <= lines[-1].items()
+
+
 SECRET = "an example of a secret, long enough"
 
 
