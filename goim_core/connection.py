@@ -254,7 +254,6 @@ class Connection:
         self.edge.reactor.remove(self.sock)
         self.sock.close()
         self.channel.discard()
-        self.on_gone()
         # Nothing refers back to the connection now, so its memory does not wait for the collector.
         self.channel.port = _Gone(self.edge.options, self.edge.counters)
         if isinstance(self.sock, TLSSocket):
@@ -283,9 +282,6 @@ class Connection:
 
     def on_leave(self) -> None:
         """The connection is about to end: nothing that comes from now on is answered."""
-
-    def on_gone(self) -> None:
-        """The socket is closed, and what became of every message is counted."""
 
     def on_end(self, why: Disconnect) -> None:
         """The connection has ended: called once, when nothing of it is under way any more."""

@@ -228,11 +228,15 @@ class Conversation(Connection):
             self.withdrawn = True
             self.edge.exchanges.each(self.edge.logic.withdrawn(session, self.written))
 
-    def on_gone(self) -> None:
-        """Log the end, where that is wanted."""
-        session, why = self.channel.session, self.why
-        if why is None:
-            return
+    def _finish(self) -> None:
+        if self.sock.fileno() >= 0:
+            super()._finish()
+            # Now that it is counted what became of every message.
+            if self.why is not None:
+                self._tell_end(self.why)
+
+    def _tell_end(self, why: Disconnect) -> None:
+        session = self.channel.session
         if session.mid in self.edge.tracer.mids:
             self.edge.tracer.ended(session, why)
         if ending_told():

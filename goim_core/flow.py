@@ -80,17 +80,6 @@ class _Outcome:
     value: Any = None
     error: Refused | Disconnect | None = None
 
-    @property
-    def name(self) -> str:
-        if self.error is None:
-            return "ok"
-        if isinstance(self.error, Disconnect):
-            return "disconnect"
-        return _FAULTS.get(self.error.code, "refused")
-
-
-_FAULTS: dict[int, str] = {ErrorCode.INTERNAL: "error", ErrorCode.TIMEOUT: "timeout"}
-
 
 class Exchanges:
     """Runs flows: what a frame of a client has to do with the application's hooks.
@@ -112,6 +101,7 @@ class Exchanges:
         self._deadlines = deadlines
         self._now = deadlines.clock.now
         self._times = {} if times is None else times
+        self._of: dict[str, HookTimes] = {}  # the same by the name of the flow's function
         self._limiter = anyio.CapacityLimiter(limit)
         self._timeout = timeout
         self._active: dict[anyio.CancelScope, float] = {}  # and when each began
@@ -168,12 +158,13 @@ class Exchanges:
         self._tasks.start_soon(self._go_on, scope, flow, step, done, failed)
 
     def _ended(self, flow: Flow[Any], began: float, outcome: _Outcome) -> None:
-        name = getattr(flow, "__name__", "").strip("_")
-        times = self._times.get(name)
+        name = getattr(flow, "__name__", "")
+        times = self._of.get(name)
         if times is None:
-            times = self._times[name] = HookTimes()
+            times = self._of[name] = self._times.setdefault(name.strip("_"), HookTimes())
         times.seconds.observe(self._now() - began)
-        times.outcomes[outcome.name] += 1
+        if outcome.error is not None:
+            times.faults[_fault(outcome.error)] += 1
 
     @property
     def active(self) -> bool:
@@ -276,3 +267,12 @@ def _report(
         done(outcome.value)
     else:
         failed(outcome.error)
+
+
+def _fault(error: Refused | Disconnect) -> str:
+    if isinstance(error, Disconnect):
+        return "disconnect"
+    return _FAULTS.get(error.code, "refused")
+
+
+_FAULTS: dict[int, str] = {ErrorCode.INTERNAL: "error", ErrorCode.TIMEOUT: "timeout"}

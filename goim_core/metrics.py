@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 from attrs import Factory, define
 
-__all__ = ["Histogram", "HookTimes", "Instruments", "LoopLag"]
+from goim_core.errors import QueueFull
+
+__all__ = ["KINDS", "Histogram", "HookTimes", "Instruments", "LoopLag", "PushCount"]
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Bounds for how many messages a packet carries."""
@@ -21,8 +23,6 @@ SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 
 KINDS = ("room", "users", "keys", "all", "disconnect")
 """Whom a push is for; to disconnect somebody is one too."""
-OUTCOMES = ("ok", "refused", "failed")
-"""What becomes of it: refused where an argument does not fit or the queue is full."""
 
 
 class Histogram:
@@ -51,7 +51,36 @@ class HookTimes:
     """The exchanges of one kind with hooks: how long they took, and what came of them."""
 
     seconds: Histogram = Factory(lambda: Histogram(SECONDS))
-    outcomes: Counter[str] = Factory(Counter)
+    faults: Counter[str] = Factory(Counter)
+    """How many did not come to a good end: refused, disconnect, error, timeout."""
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """All of them, by what came of them."""
+        return {"ok": self.seconds.count - self.faults.total(), **self.faults}
+
+
+@define(eq=False)
+class PushCount:
+    """The pushes of one kind, each in ``with count:``, by what came of them.
+
+    ``refused`` are those of which an argument does not fit, or that found the queue full.
+    """
+
+    ok: int = 0
+    refused: int = 0
+    failed: int = 0
+
+    def __enter__(self) -> None:
+        """A push begins."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.ok += 1
+        elif issubclass(kind, (ValueError, QueueFull)):
+            self.refused += 1
+        else:
+            self.failed += 1
 
 
 class LoopLag:
@@ -111,12 +140,12 @@ class _Peak:
 class Instruments:
     """The instruments of one server. ``now`` is its clock.
 
-    ``pushes`` counts by kind (:data:`KINDS`) and outcome (:data:`OUTCOMES`);
-    ``batches`` has the messages of each packet; ``hooks`` the exchanges by what they were about.
+    ``pushes`` counts by kind (:data:`KINDS`); ``batches`` has the messages of each packet, ``hooks`` the
+    exchanges by what they were about.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self.pushes: Counter[tuple[str, str]] = Counter()
+        self.pushes = {kind: PushCount() for kind in KINDS}
         self.batches = Histogram(SIZES)
         self.hooks: dict[str, HookTimes] = {}
         self.loop = LoopLag(now)

@@ -61,9 +61,6 @@ class OperatorAPI:
             name: {"count": times.seconds.count, "seconds": times.seconds.sum}
             for name, times in instruments.hooks.items()
         }
-        pushes: dict[str, dict[str, int]] = {}
-        for (kind, outcome), count in instruments.pushes.items():
-            pushes.setdefault(kind, {})[outcome] = count
         return {
             "node": server.node().name,
             "version": _version(),
@@ -73,7 +70,7 @@ class OperatorAPI:
             "stats": {name: _plain(value) for name, value in _fields(server.stats())},
             "lag": {"loop": instruments.loop.recent, "queue": server.queue_lag},
             "hooks": hooks,
-            "pushes": pushes,
+            "pushes": {kind: attrs.asdict(count) for kind, count in instruments.pushes.items()},
             "batch": {"count": instruments.batches.count, "sum": instruments.batches.sum},
             "top": [{"room_id": room_id, "online": online} for room_id, online in server.top(TOP)],
         }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from typing import Any, TypeVar, cast
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import anyio.lowlevel
 
 from goim_core.clock import Deadlines
 from goim_core.errors import ConfigurationError, Disconnect, HookError, QueueFull, StorageError
 from goim_core.flow import settled
+from goim_core.metrics import PushCount
 from goim_core.protocol import INT32_MAX, Op, pushable
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.registry import Registry
@@ -22,35 +22,12 @@ from goim_core.wire import disconnect_body
 __all__ = ["Publisher"]
 
 T = TypeVar("T")
-Push = TypeVar("Push", bound=Callable[..., Any])
-
-
-def _counted(kind: str) -> Callable[[Push], Push]:
-    """Count the calls of a method by ``kind`` and outcome."""
-
-    def decorate(push: Push) -> Push:
-        @wraps(push)
-        async def counted(self: Publisher, *args: Any, **kwargs: Any) -> None:
-            try:
-                await push(self, *args, **kwargs)
-            except (ValueError, QueueFull):
-                self.pushes[kind, "refused"] += 1
-                raise
-            except BaseException:
-                self.pushes[kind, "failed"] += 1
-                raise
-            self.pushes[kind, "ok"] += 1
-
-        return cast("Push", counted)
-
-    return decorate
 
 
 class Publisher:
     """Publishes to ``queue``, by way of ``storage`` where there is one, which gets ``timeout`` seconds.
 
-    ``pushes`` counts the calls by kind and outcome: ``ok``, ``refused`` (an argument does not fit, or the
-    queue is full), ``failed``.
+    ``pushes`` counts the calls by kind.
     """
 
     def __init__(
@@ -61,31 +38,36 @@ class Publisher:
         deadlines: Deadlines,
         timeout: float,
         *,
-        pushes: Counter[tuple[str, str]] | None = None,
+        pushes: Mapping[str, PushCount] | None = None,
     ) -> None:
-        self.pushes = Counter() if pushes is None else pushes
+        self.pushes = defaultdict(PushCount) if pushes is None else pushes
         self._queue = queue
         self._registry = registry
         self._storage = storage
         self._deadlines = deadlines
         self.timeout = timeout
 
-    @_counted("keys")
     async def push_keys(self, keys: Iterable[str], op: int, body: bytes, *, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_keys`."""
-        _check_push(op, body)
-        routes = await settled(self._registry.keys(_many(keys, str, "keys")))
-        for server, found in routes.items():
-            msg = PushMsg(PushType.PUSH, op, body, server=server, keys=tuple(found))
-            await self._queue.publish(msg, nowait=nowait)
-        if not routes:
-            await _let_others_run()
+        with self.pushes["keys"]:
+            _check_push(op, body)
+            routes = await settled(self._registry.keys(_many(keys, str, "keys")))
+            for server, found in routes.items():
+                msg = PushMsg(PushType.PUSH, op, body, server=server, keys=tuple(found))
+                await self._queue.publish(msg, nowait=nowait)
+            if not routes:
+                await _let_others_run()
 
-    @_counted("users")
     async def push_mids(
         self, mids: Iterable[int], op: int, body: bytes, *, nowait: bool = False, idempotency_key: str = ""
     ) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_mids`."""
+        with self.pushes["users"]:
+            await self._push_mids(mids, op, body, nowait, idempotency_key)
+
+    async def _push_mids(
+        self, mids: Iterable[int], op: int, body: bytes, nowait: bool, idempotency_key: str
+    ) -> None:
         _check_push(op, body)
         users = list(dict.fromkeys(_many(mids, int, "mids")))
         storage = self._storage
@@ -145,37 +127,37 @@ class Publisher:
         if not routes:
             await _let_others_run()
 
-    @_counted("room")
     async def push_room(self, room_id: str, op: int, body: bytes, *, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_room`."""
-        _check_push(op, body)
-        msg = PushMsg(PushType.ROOM, op, body, room=check_room_id(room_id))
-        await self._queue.publish(msg, nowait=nowait)
+        with self.pushes["room"]:
+            _check_push(op, body)
+            msg = PushMsg(PushType.ROOM, op, body, room=check_room_id(room_id))
+            await self._queue.publish(msg, nowait=nowait)
 
-    @_counted("all")
     async def push_all(self, op: int, body: bytes, *, speed: int = 0, nowait: bool = False) -> None:
         """See :meth:`goim_core.hooks.Pusher.push_all`."""
-        _check_push(op, body)
-        if isinstance(speed, bool) or not isinstance(speed, int) or not 0 <= speed <= INT32_MAX:
-            raise ValueError(f"speed: expected connections a second, 0 or more, got {speed!r}")
-        await self._queue.publish(PushMsg(PushType.BROADCAST, op, body, speed=speed), nowait=nowait)
+        with self.pushes["all"]:
+            _check_push(op, body)
+            if isinstance(speed, bool) or not isinstance(speed, int) or not 0 <= speed <= INT32_MAX:
+                raise ValueError(f"speed: expected connections a second, 0 or more, got {speed!r}")
+            await self._queue.publish(PushMsg(PushType.BROADCAST, op, body, speed=speed), nowait=nowait)
 
-    @_counted("disconnect")
     async def disconnect_keys(self, keys: Iterable[str], why: Disconnect) -> None:
         """See :meth:`goim_core.hooks.Pusher.disconnect_keys`."""
-        routes = await settled(self._registry.keys(_many(keys, str, "keys")))
-        for server, found in routes.items():
-            await self._disconnect(server, found, why)
+        with self.pushes["disconnect"]:
+            routes = await settled(self._registry.keys(_many(keys, str, "keys")))
+            for server, found in routes.items():
+                await self._disconnect(server, found, why)
 
-    @_counted("disconnect")
     async def disconnect_mids(self, mids: Iterable[int], why: Disconnect) -> None:
         """See :meth:`goim_core.hooks.Pusher.disconnect_mids`."""
-        await self._disconnect_sessions(await self._sessions(_many(mids, int, "mids")), why)
+        with self.pushes["disconnect"]:
+            await self._disconnect_sessions(await self._sessions(_many(mids, int, "mids")), why)
 
-    @_counted("disconnect")
     async def disconnect_sessions(self, sessions: Iterable[Session], why: Disconnect) -> None:
         """Tell these connections why, and close them, wherever they are."""
-        await self._disconnect_sessions(sessions, why)
+        with self.pushes["disconnect"]:
+            await self._disconnect_sessions(sessions, why)
 
     async def _disconnect_sessions(self, sessions: Iterable[Session], why: Disconnect) -> None:
         for session in sessions:

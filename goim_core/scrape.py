@@ -7,13 +7,12 @@ time that a scrape takes does not depend on how many are connected.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
 import attrs
 from attrs import frozen
 
-from goim_core.metrics import KINDS, OUTCOMES, Instruments
+from goim_core.metrics import Instruments
 from goim_core.options import OutboxPolicy
 from goim_core.overview import Overview
 from goim_core.process import PROCESS, write_process
@@ -120,15 +119,16 @@ def _write_instruments(page: Page, instruments: Instruments) -> None:
         return name
 
     name = family("goim_core_pushes_total")
-    for kind, outcome in product(KINDS, OUTCOMES):
-        page.sample(name, instruments.pushes[kind, outcome], (("kind", kind), ("outcome", outcome)))
+    for kind, count in instruments.pushes.items():
+        for outcome, number in attrs.asdict(count).items():
+            page.sample(name, number, (("kind", kind), ("outcome", outcome)))
     page.histogram(family("goim_core_batch_messages"), instruments.batches)
     name = family("goim_core_hook_seconds")
     for hook, times in instruments.hooks.items():
         page.histogram(name, times.seconds, (("hook", hook),))
     name = family("goim_core_hook_outcomes_total")
     for hook, times in instruments.hooks.items():
-        for outcome, count in times.outcomes.items():
-            page.sample(name, count, (("hook", hook), ("outcome", outcome)))
+        for outcome, number in times.outcomes.items():
+            page.sample(name, number, (("hook", hook), ("outcome", outcome)))
     page.histogram(family("goim_core_loop_lag_seconds"), instruments.loop.seconds)
     page.sample(family("goim_core_loop_lag_worst_seconds"), instruments.loop.worst)

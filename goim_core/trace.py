@@ -138,6 +138,12 @@ class _TracedWire(Wire):
     def headers(self) -> Mapping[str, str]:  # type: ignore[override]
         return self.inner.headers
 
+    def lone(self, data: bytes) -> Frame | None:
+        return None  # so that all come by way of next_event
+
+    def bound(self, max_body: int) -> None:
+        self.inner.bound(max_body)
+
     def receive(self, data: bytes) -> None:
         self.inner.receive(data)
 
