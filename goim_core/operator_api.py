@@ -10,6 +10,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import anyio.lowlevel
 import attrs
 
 from goim_core.http_answers import BadRequest, answered, first, integer, required
@@ -75,14 +76,15 @@ class OperatorAPI:
             "top": [{"room_id": room_id, "online": online} for room_id, online in server.top(TOP)],
         }
 
-    def _trace(self, request: Request) -> dict[str, Any]:
+    async def _trace(self, request: Request) -> dict[str, Any]:
         expected = "a user id (int64)"
         mid = integer("mid", required(request, "mid", expected), expected, -_INT64, _INT64 - 1)
         switch = required(request, "on", "1 or 0")
         if switch not in ("0", "1"):
             raise BadRequest(f"on: expected 1 or 0, got {switch[:80]!r}")
         try:
-            self.server.trace(mid, switch == "1")
+            for _ in self.server.switch_trace(mid, switch == "1"):
+                await anyio.lowlevel.checkpoint()
         except ValueError as reason:
             raise BadRequest(str(reason)) from None
         return {"traced": self.server.traced}

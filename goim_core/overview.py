@@ -6,7 +6,8 @@ The base of :class:`goim_core.Server`, which has the parts.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from attrs import evolve
@@ -80,11 +81,13 @@ class Overview:
 
     def top(self, limit: int) -> list[tuple[str, int]]:
         """The rooms with the most connections, whatever their type; none where there are too many to ask."""
-        ids = {*self._comet.rooms, *self._comet.elsewhere.rooms}
-        if len(ids) > MANY_ROOMS:
+        rooms, elsewhere = self._comet.rooms, self._comet.elsewhere.rooms
+        if max(len(rooms), len(elsewhere)) > MANY_ROOMS:
             return []
-        counts = [(room_id, self._comet.online(room_id)) for room_id in ids]
-        return heapq.nsmallest(limit, counts, key=lambda room: (-room[1], room[0]))
+        counts = {room.id: room.online for room in rooms.values()}
+        for room_id, online in elsewhere.items():
+            counts[room_id] = counts.get(room_id, 0) + online
+        return heapq.nlargest(limit, counts.items(), key=itemgetter(1))
 
     # Is it well?
 
@@ -117,6 +120,11 @@ class Overview:
 
         Raises :class:`ValueError` for the 101st user at a time, and for user 0, who is nobody in particular.
         """
+        for _ in self.switch_trace(mid, on):
+            pass
+
+    def switch_trace(self, mid: int, on: bool) -> Iterator[None]:
+        """The same in steps, between which others may have their turn: it looks at every connection."""
         tracer = self._tracer
         if on:
             tracer.add(mid)
@@ -124,9 +132,11 @@ class Overview:
             tracer.mids.discard(mid)
         self._counters.on_drop = tracer.dropped if tracer.mids else None
         for bucket in self._comet.buckets.all:
-            for channel in bucket.channels.values():
-                if channel.session.mid == mid and isinstance(channel.port, Connection):
-                    (tracer.follow if on else tracer.unfollow)(channel.port)
+            for channel in [c for c in bucket.channels.values() if c.session.mid == mid]:
+                if isinstance(channel.port, Connection):
+                    # As it is now: it may have been switched again meanwhile.
+                    (tracer.follow if mid in tracer.mids else tracer.unfollow)(channel.port)
+            yield
 
     @property
     def traced(self) -> list[int]:
