@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import ssl
 import sys
 from collections.abc import Iterator
 
+import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goim_core import Server, SignedTokenAuth
 from goim_core.errors import Disconnect
 from goim_core.logs import JSONFormatter, TextFormatter, shown
 from goim_core.options import Options
@@ -129,6 +134,23 @@ async def test_ends_before_authentication_are_lines_too(endings: pytest.LogCaptu
         "127.0.0.1 (tcp, nobody yet) ended: connection lost: connection closed by the peer (4007), 0 dropped"
         in lines
     )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("door", ["tls", "wss"])
+async def test_a_handshake_that_fails_is_a_line(door: str, endings: pytest.LogCaptureFixture) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs, ours = socket.socketpair()
+    theirs.setblocking(False)
+    auth = SignedTokenAuth([b"a secret that is long enough"])
+    with ours, anyio.fail_after(20):
+        async with Server(auth=auth, ssl_context=context) as server:
+            server.accept(theirs, door, "192.0.2.3")
+            ours.send(b"this is no TLS")
+            while server.stats().connections:
+                await anyio.lowlevel.checkpoint()
+    [line] = [line for line in endings.records if line.name == END]
+    assert line.getMessage().startswith(f"192.0.2.3 ({door}, nobody yet) ended: connection lost: ")
 
 
 @pytest.mark.anyio

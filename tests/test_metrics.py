@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from goim_core import process
+from goim_core import Server, SignedTokenAuth, process
 from goim_core.errors import Disconnect, QueueFull, Refused, ServerStopped
 from goim_core.hooks import MessageHook, SessionHook
 from goim_core.http_door import Request
@@ -27,7 +27,7 @@ from goim_core.queue import MemoryQueue, PushMsg, PushType
 from goim_core.scrape import FAMILIES, _write_stats
 from goim_core.session import Session
 from goim_core.stats import Stats
-from goim_core.testing import App, FaultyQueue, running
+from goim_core.testing import App, FaultyQueue, ManualClock, running
 from tests.pages import TEXTS
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -93,6 +93,22 @@ def test_the_worst_is_kept_for_a_while() -> None:
     assert (lag.recent, lag.worst) == (0, 0.5)
     now += 30.0
     assert lag.worst == 0
+    lag.observe(0.3)
+    now += 60.0
+    assert lag.worst == 0  # also where nobody has asked in between
+
+
+@pytest.mark.anyio
+async def test_the_wheel_tells_how_late_its_ticks_are() -> None:
+    clock = ManualClock()
+    async with Server(auth=SignedTokenAuth([b"a secret that is long enough"]), clock=clock) as server:
+        await clock.asleep(0.25)
+        clock.advance(0.4)
+        with anyio.move_on_after(10):
+            while not server.instruments.loop.seconds.count:
+                await anyio.lowlevel.checkpoint()
+        assert server.instruments.loop.seconds.sum == pytest.approx(0.15)
+        clock.release()
 
 
 @pytest.mark.anyio
@@ -297,7 +313,12 @@ async def test_a_heartbeat_that_concerns_nobody_is_no_exchange() -> None:
             client = await app.connect({"mid": 1, "room_id": "live://1", "accepts": [24]})
             await client.heartbeat()
             await client.request(Op.JOIN, "live://2")
+            client.break_link()
+            await app.idle()
             scraped = await metrics(app)
+        for hook in ("connected", "withdraw", "disconnected"):
+            assert scraped("hook_seconds_count", hook=hook) == 1
+        assert scraped("hook_seconds_count", hook="left") == 2
         count = scraped.samples.get(("goim_core_hook_seconds_count", frozenset({("hook", "heartbeat")})))
         assert count == expected
         assert scraped("hook_seconds_count", hook="operation") == 1

@@ -151,6 +151,18 @@ async def test_it_is_switched_on_and_off_while_the_server_runs() -> None:
 
 
 @pytest.mark.anyio
+async def test_switched_off_while_it_is_being_switched_on() -> None:
+    async with running() as app:
+        client = await app.connect({"mid": 7})
+        plain = client.connection.wire
+        steps = app.server.switch_trace(7, on=True)
+        next(steps)
+        app.server.trace(7, False)
+        assert list(steps)
+        assert client.connection.wire is plain
+
+
+@pytest.mark.anyio
 async def test_drops_are_told_with_their_reason() -> None:
     async with running(options=Options(outbox_packets=1)) as app:
         app.server.trace(7)
