@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
 from enum import IntEnum
 from time import monotonic
 from typing import Any
@@ -93,10 +92,9 @@ class Queue(ABC):
         """Whether a publish would have to wait, as far as the queue can tell."""
         return False
 
-    @property
-    def lag(self) -> float:
-        """For how many seconds the push that was received last had waited, as far as the queue can tell."""
-        return 0.0
+    lag: float = 0.0
+    """How many seconds the push that was received last had waited in the queue, by the time that the queue's
+    server put on it against this machine's clock; never below 0."""
 
     @property
     def trouble(self) -> str:
@@ -119,16 +117,15 @@ class Queue(ABC):
 class MemoryQueue(Queue):
     """A bounded queue in this process: first in, first out, for any number of publishers.
 
-    ``size`` is how many pushes may wait (at least 1); ``now`` the clock that :attr:`lag` is measured with.
+    ``size`` is how many pushes may wait (at least 1).
     """
 
-    def __init__(self, size: int = 1024, *, now: Callable[[], float] = monotonic) -> None:
+    def __init__(self, size: int = 1024) -> None:
         if size < 1:
             raise ConfigurationError(f"size: expected at least 1, got {size}")
         self.size = size
-        self._now = now
-        self._lag = 0.0
-        self._waiting: deque[tuple[float, PushMsg]] = deque()
+        self._waiting: deque[tuple[PushMsg, float]] = deque()
+        """Each with the time at which it came."""
         self._places = anyio.Semaphore(size, fast_acquire=True)
         self._arrived = anyio.Event()
         self._unacknowledged = 0
@@ -139,11 +136,6 @@ class MemoryQueue(Queue):
     def pending(self) -> int:
         """See :attr:`Queue.pending`."""
         return self._unacknowledged
-
-    @property
-    def lag(self) -> float:
-        """See :attr:`Queue.lag`."""
-        return self._lag
 
     @property
     def full(self) -> bool:
@@ -163,7 +155,7 @@ class MemoryQueue(Queue):
             if self._closed:
                 self._places.release()  # the next that waits is to be told too
                 self._check_open()
-        self._waiting.append((self._now(), msg))
+        self._waiting.append((msg, monotonic()))
         self._unacknowledged += 1
         self._arrived.set()
 
@@ -176,8 +168,8 @@ class MemoryQueue(Queue):
                 self._arrived = anyio.Event()
             await self._arrived.wait()
         self._places.release()
-        since, msg = self._waiting.popleft()
-        self._lag = self._now() - since
+        msg, came = self._waiting.popleft()
+        self.lag = monotonic() - came
         return msg
 
     def _check_open(self) -> None:

@@ -52,6 +52,12 @@ _STATS = {
         (*OutboxPolicy, "lost", "inbox", "operation"),
     ),
     "pending": _Figure("goim_core_queue_pending", "gauge", "Pushes accepted and not yet given to all."),
+    "refusals": _Figure(
+        "goim_core_refusals_total", "counter", "What a limit refused, by the option's name.", "limit"
+    ),
+    "handshakes": _Figure("goim_core_handshakes", "gauge", "Connections on their way in."),
+    "http_connections": _Figure("goim_core_http_connections", "gauge", "Open HTTP connections."),
+    "outbox_bytes": _Figure("goim_core_outbox_bytes", "gauge", "What waits for all clients together."),
     "troubles": _Figure(
         "goim_core_trouble",
         "gauge",

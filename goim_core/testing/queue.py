@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from math import inf
+from time import monotonic
 from typing import TypeAlias
 
 import anyio
@@ -105,7 +106,7 @@ class FaultyQueue(MemoryQueue):
     def _release(self, msg: PushMsg) -> None:
         if any(msg is delayed for delayed in self._delayed):
             self._delayed = [delayed for delayed in self._delayed if delayed is not msg]
-            self._waiting.append((self._now(), msg))
+            self._waiting.append((msg, monotonic()))
             self._pass(msg)
 
     def _pass(self, msg: PushMsg) -> None:
@@ -148,6 +149,6 @@ class FaultyQueue(MemoryQueue):
             return False
         double = evolve(msg)
         self._unacknowledged += 1
-        self._waiting.appendleft((self._now(), double))
+        self._waiting.appendleft((double, monotonic()))
         self._pass(double)
         return True
