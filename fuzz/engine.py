@@ -1,4 +1,7 @@
-"""One target under libFuzzer, with atheris: ``python -m fuzz.engine TARGET [options and corpora of libFuzzer]``."""
+"""One target under libFuzzer: ``python -m fuzz.engine TARGET [options and corpora of libFuzzer]``.
+
+``all`` in place of a target is all of them: the first byte of an input says which. Needs atheris.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def main() -> None:
     name = sys.argv.pop(1)
     with atheris.instrument_imports(include=INSTRUMENTED):
         targets = importlib.import_module("fuzz.targets")
-    target = targets.TARGETS[name]
+    target = targets.ALL if name == "all" else targets.TARGETS[name]
     # libFuzzer starts itself again, by a shell, to merge.
     again = shlex.join((sys.executable, "-m", "fuzz.engine", name))
     atheris.Setup([again, f"-max_len={target.longest}", *sys.argv[1:]], target.check)

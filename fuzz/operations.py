@@ -43,7 +43,7 @@ def requests(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def check(data: bytes) -> None:
-    """Each request has one reply, of its own operation or an ERROR; nothing is left of the client in the end."""
+    """Each request has one reply, of its own operation or an ERROR, and nothing is left of the client."""
     with nothing_logged():
         run(_check(data))
 

@@ -43,6 +43,8 @@ class Run:
     def __str__(self) -> str:
         tried = self.number("stat::number_of_executed_units:")
         memory = self.number("stat::peak_rss_mb:")
+        if "MERGE-OUTER" in self.output:
+            return f"{self.name:<12}{len(list((CORPUS / self.name).glob('*'))):>10} inputs in the corpus"
         return (
             f"{self.name:<12}{tried:>10} inputs, {memory:>4} MB at most  {'ok' if not self.code else 'FAULT'}"
         )

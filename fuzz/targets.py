@@ -8,7 +8,7 @@ from attrs import frozen
 
 from fuzz import answers, frames, handshake, messages, nodes, operations, pushes, requests, tokens
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["ALL", "TARGETS", "Target"]
 
 
 @frozen
@@ -60,3 +60,19 @@ TARGETS = {
         answers.check, answers.seeds, 4096, (HEADER, b"\x82\x10", b"\x88\x02\x03\xe8", b'"code":')
     ),
 }
+
+
+def _any(data: bytes) -> None:
+    targets = list(TARGETS.values())
+    if data:
+        targets[data[0] % len(targets)].check(data[1:])
+
+
+def _seeds() -> Iterator[bytes]:
+    for number, target in enumerate(TARGETS.values()):
+        for seed in target.seeds():
+            yield bytes((number,)) + seed
+
+
+ALL = Target(_any, _seeds, max(target.longest for target in TARGETS.values()))
+"""Every target: the first byte says which."""
