@@ -78,6 +78,7 @@ def seeds() -> Iterator[bytes]:
     more += b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
     yield joined(REQUEST[:-2].replace(b"/sub", b"/sub?token=%20x&y") + more + b"\r\n")
     yield joined(REQUEST[:-2] + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n")
+    yield joined(REQUEST[:-2] + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n")
     yield joined(REQUEST.replace(b": 13", b": 8"))
     yield joined(b"POST /sub HTTP/1.1\r\nHost: x\r\n\r\n")
     yield joined(b"GET /sub HTTP/1.0\r\n\r\n", (3,))

@@ -182,7 +182,9 @@ def at_sockets(inputs: int, random: Random) -> list[str]:
     calm, before = bystander.asked(), measured(victim)
     tally: Counter[str] = Counter()
     begun = time.monotonic()
-    asyncio.run(at_server(ports, inputs, random, tally))
+    asyncio.run(at_server(ports, inputs // 2, random, tally))
+    halfway = settled(victim, before["connections"])
+    asyncio.run(at_server(ports, inputs - inputs // 2, random, tally))
     seconds = time.monotonic() - begun
     storm, after = bystander.asked(), settled(victim, before["connections"])
     codes = {"the well-behaved client": bystander.end(), "the server": victim.end()}
@@ -191,7 +193,7 @@ def at_sockets(inputs: int, random: Random) -> list[str]:
     for title, counts in (("inputs", tally), ("why the server closed", reasons)):
         print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
     for name, value in after.items():
-        print(f"  {name}: {before[name]} before, {value} after")
+        print(f"  {name}: {before[name]} before, {halfway[name]} halfway, {value} after")
     for title, beats in (("alone", calm), ("in the storm", storm)):
         print(
             f"  the well-behaved client {title}: " + ", ".join(f"{name} {n:.4g}" for name, n in beats.items())

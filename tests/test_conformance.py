@@ -217,6 +217,7 @@ BAD = {
     "4.4 version 8": (request(Sec_WebSocket_Version=b"8"), 426),
     "4.4 version 14": (request(Sec_WebSocket_Version=b"14"), 426),
     "4.1 a body": (request(Content_Length=b"5"), 400),
+    "4.1 a length of 5000 digits": (request(Content_Length=b"1" * 5000), 400),
     "4.1 chunks": (request(Transfer_Encoding=b"chunked"), 400),
     "4.1 line ends of another kind": (request().replace(b"\r\n", b"\n", 2), 400),
     "4.1 a name with a blank": (request(more=b"X y: 1\r\n"), 400),
