@@ -208,6 +208,7 @@ BAD = {
     "4.2.1 another Upgrade": (request(Upgrade=b"h2c"), 400),
     "4.2.1 no Connection": (request(Connection=None), 400),
     "4.2.1 another Connection": (request(Connection=b"close"), 400),
+    "4.2.1 a blank within Connection": (request(Connection=b"Up grade"), 400),
     "4.2.1 no key": (request(Sec_WebSocket_Key=None), 400),
     "4.2.1 a key of 15 bytes": (request(Sec_WebSocket_Key=b"dGhlIHNhbXBsZSBub25j"), 400),
     "4.2.1 a key of 17 bytes": (request(Sec_WebSocket_Key=b"dGhlIHNhbXBsZSBub25jZSE="), 400),
