@@ -27,7 +27,7 @@ from typing import Any
 from fuzz import frames, handshake, messages, requests
 from fuzz.mutations import DOORS, as_input, malformed
 
-__all__ = ["Process", "at_server", "in_process", "main"]
+__all__ = ["KEPT", "Process", "at_server", "in_process", "main", "measured", "settled"]
 
 AT_ONCE = 64
 PATIENCE = 30.0
@@ -183,10 +183,10 @@ def at_sockets(inputs: int, random: Random) -> list[str]:
     tally: Counter[str] = Counter()
     begun = time.monotonic()
     asyncio.run(at_server(ports, inputs // 2, random, tally))
-    halfway = settled(victim, before["connections"])
+    halfway = settled(victim, before)
     asyncio.run(at_server(ports, inputs - inputs // 2, random, tally))
     seconds = time.monotonic() - begun
-    storm, after = bystander.asked(), settled(victim, before["connections"])
+    storm, after = bystander.asked(), settled(victim, before)
     codes = {"the well-behaved client": bystander.end(), "the server": victim.end()}
     reasons = Counter(after.pop("closes")) - Counter(before.pop("closes"))
     print(f"over sockets: {inputs} inputs in {seconds:.0f} s, {inputs / seconds:.0f} a second")
@@ -215,12 +215,12 @@ def measured(victim: Process) -> dict[str, Any]:
     return {**found, "memory, MB": round(victim.memory, 1), "descriptors": victim.descriptors}
 
 
-def settled(victim: Process, connections: int) -> dict[str, Any]:
+def settled(victim: Process, before: dict[str, Any]) -> dict[str, Any]:
     """The same when the last clients have gone, or a while later."""
     until = time.monotonic() + PATIENCE
     while True:
         found = measured(victim)
-        if found["connections"] <= connections or time.monotonic() > until:
+        if all(found[name] <= before[name] for name in KEPT) or time.monotonic() > until:
             return found
         time.sleep(0.2)
 
