@@ -1,6 +1,6 @@
-# make setup | demo | cluster | test | lint | bench: all in .venv, which the first of them makes.
+# make setup | demo | cluster | test | lint | bench | fuzz: all in .venv, which the first of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster test test-all lint bench bench-peers clean
+.PHONY: help setup demo cluster test test-all lint bench bench-peers fuzz clean
 
 # The first that is there, works (a version manager's stand-in may not) and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -10,6 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 WORKERS ?= 2
+SECONDS ?= 60
 RUNTIME := $(VENV)/.runtime
 CLUSTER := $(VENV)/.cluster
 DEVELOPMENT := $(VENV)/.development
@@ -23,6 +24,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     measure, and print the table (ARGS=--quick for a short one)"
 	@echo "make bench-peers   the same room with other WebSocket libraries (ARGS=--quick for a short one)"
+	@echo "make fuzz      fuzz each target for a minute (SECONDS=20, TARGET=frames; Linux)"
 	@echo "make setup     make .venv with everything for development"
 
 $(BIN)/python:
@@ -75,5 +77,8 @@ bench: $(DEVELOPMENT)
 bench-peers: $(PEERS)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
+fuzz: $(DEVELOPMENT)
+	$(BIN)/python -m fuzz.run --seconds $(SECONDS) $(TARGET) $(ARGS)
+
 clean:
-	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf fuzz/found fuzz/broken .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -81,9 +81,9 @@ def usual_headers(lines: bytes) -> dict[str, str] | None:
     headers = {name.lower(): value for name, value in found}
     if len(headers) != len(found) or len(found) != lines.count(b"\n") - 1:
         return None  # a name is repeated, or a line is no plain header
-    tokens = headers.get(b"connection", b"").lower().replace(b" ", b"").split(b",")
+    tokens = headers.get(b"connection", b"").lower().split(b",")
     if (
-        b"upgrade" not in tokens
+        b"upgrade" not in [token.strip() for token in tokens]
         or headers.get(b"upgrade", b"").lower() != b"websocket"
         or headers.get(b"sec-websocket-version") != b"13"
         or not _KEY.fullmatch(headers.get(b"sec-websocket-key", b""))

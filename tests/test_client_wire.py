@@ -156,3 +156,14 @@ def test_what_is_no_websocket() -> None:
     wire.receive(encode(Op.AUTH_REPLY) + b"\r\n\r\n")
     with pytest.raises(ProtocolError, match="WebSocket"):
         wire.open()
+
+
+@pytest.mark.parametrize(
+    "name", [b"Connection", b"Upgrade", b"Sec-WebSocket-Accept", b"Sec-WebSocket-Protocol"]
+)
+def test_an_answer_with_a_header_that_is_no_ascii(name: bytes) -> None:
+    wire = WebSocketWire("h:1", "/sub")
+    wire.receive(b"HTTP/1.1 101 Switching Protocols\r\n" + name + b": \xf5\r\n\r\n")
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="WebSocket"):
+            wire.open()

@@ -358,6 +358,12 @@ async def test_a_larger_body_is_refused(size: int) -> None:
             assert await peer.rest() == b""
 
 
+async def test_a_length_that_is_no_number_one_can_have_is_refused() -> None:
+    async with connected(HTTPDoor(ROUTES)) as peer:
+        await peer.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"1" * 5000 + b"\r\n\r\n")
+        assert (await peer.answer()).status == 400
+
+
 async def test_a_refused_body_does_not_reset_its_answer_away() -> None:
     async with connected(HTTPDoor(ROUTES, max_body=1), tcp_pair) as peer:
         await peer.send(post("/echo", b"x" * 3_000_000))  # sent to the end before the answer is read

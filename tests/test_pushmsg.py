@@ -5,39 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import message
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fuzz.pushes import Peer
 from goim_core.adapters.pushmsg import decode_push, encode_push
 from goim_core.queue import PushMsg, PushType
 
-
-def peer_class() -> Any:
-    """A class for the message, made from the published numbers."""
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="push.proto", package="goim.logic", syntax="proto3")
-    declared = file.message_type.add(name="PushMsg")
-    enum = declared.enum_type.add(name="Type")
-    for number, name in enumerate(("PUSH", "ROOM", "BROADCAST")):
-        enum.value.add(name=name, number=number)
-    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
-    declared.field.add(
-        name="type", number=1, type=kinds.TYPE_ENUM, label=one, type_name=".goim.logic.PushMsg.Type"
-    )
-    declared.field.add(name="operation", number=2, type=kinds.TYPE_INT32, label=one)
-    declared.field.add(name="speed", number=3, type=kinds.TYPE_INT32, label=one)
-    declared.field.add(name="server", number=4, type=kinds.TYPE_STRING, label=one)
-    declared.field.add(name="room", number=5, type=kinds.TYPE_STRING, label=one)
-    declared.field.add(name="keys", number=6, type=kinds.TYPE_STRING, label=many)
-    declared.field.add(name="msg", number=7, type=kinds.TYPE_BYTES, label=one)
-    declared.field.add(name="seqs", number=100, type=kinds.TYPE_INT32, label=many)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("goim.logic.PushMsg"))
-
-
-Peer = peer_class()
 FIELDS = ("type", "operation", "speed", "server", "room", "msg")
 int32s = st.integers(-(2**31), 2**31 - 1)
 counts = st.integers(0, 2**31 - 1)
@@ -99,6 +74,7 @@ field = st.one_of(
 
 
 @given(st.lists(field, max_size=6).map(b"".join))
+@example(b"\x22\x01\xff\x22\x01a")  # the first of two texts is no UTF-8
 @example(b"\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02")
 @example(b"\x10" + b"\x80" * 10 + b"\x00")
 @example(b"\x10\xff\xff\xff\xff\x1f")

@@ -58,7 +58,8 @@ def decode_push(data: bytes) -> PushMsg:
     Raises :class:`ValueError` that names the field for whatever is no PushMsg that can be delivered.
     """
     numbers: dict[int, int] = {}
-    values: dict[int, bytes] = {}
+    texts: dict[int, str] = {}
+    msg = b""
     keys: list[str] = []
     seqs: list[int] = []
     for number, value in _fields(data):
@@ -68,15 +69,17 @@ def decode_push(data: bytes) -> PushMsg:
             seqs += [value] if isinstance(value, int) else _packed(value)
         elif isinstance(value, int):
             numbers[number] = value
+        elif number == 7:
+            msg = value
         else:
-            values[number] = value
+            texts[number] = _text(number, value)
     return _checked(
         PushMsg(
             _type(numbers.get(1, 0)),
             numbers.get(2, 0),
-            values.get(7, b""),
-            server=_text(4, values.get(4, b"")),
-            room=_text(5, values.get(5, b"")),
+            msg,
+            server=texts.get(4, ""),
+            room=texts.get(5, ""),
             keys=tuple(keys),
             seqs=tuple(seqs),
             speed=numbers.get(3, 0),

@@ -117,6 +117,8 @@ class WebSocketWire(ClientWire):
             self._ws.receive_data(data)
         except RemoteProtocolError as error:
             self._failure = (f"WebSocket: {error}", CloseCode.PROTOCOL_ERROR)
+        except UnicodeError:  # wsproto's own, for what a header of the handshake may not hold
+            self._failure = ("WebSocket: a header is not readable", CloseCode.PROTOCOL_ERROR)
 
     def next_frame(self) -> Frame | None:
         """See :meth:`ClientWire.next_frame`."""
