@@ -59,7 +59,8 @@ class TestMemoryQueue(QueueContract):
                 await anyio.wait_all_tasks_blocked()
             assert published == [0, 1]
             received = [(await queue.receive()).msg for _ in range(4)]
-        assert received == [b"0", b"1", b"2", b"3"]
+        assert received[:2] == [b"0", b"1"]
+        assert sorted(received[2:]) == [b"2", b"3"], "trio runs those that are let in at once in any order"
         assert sorted(published) == [0, 1, 2, 3]
 
     async def test_with_nowait_a_full_queue_says_so(self) -> None:
