@@ -159,6 +159,22 @@ class Conversation(Connection):
             self.expiry = edge.deadlines.clock.now() + left
             edge.deadlines.watch(self)
 
+    # The server's end.
+
+    def ask_to_move(self, seconds: float) -> None:
+        """Ask the client to connect to another node in ``seconds``, where it understands that."""
+        if Op.MOVE in self.channel.accepts:
+            body = f'{{"seconds":{round(seconds, 3):g}}}'.encode()
+            # A full outbox is no reason to close it now: it will be at its time.
+            self.channel.append(self.wire.encode(encode(Op.MOVE, body)))
+
+    def leave(self, why: Disconnect) -> None:
+        """Close, but not before a hook that is at work for this client has answered it."""
+        if self.busy and self.stage < CLOSING:
+            self.edge.leaving[self] = why
+        else:
+            self.close(why)
+
     # A live connection's frames.
 
     def _answer(self, frame: Frame) -> None:

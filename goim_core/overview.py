@@ -149,6 +149,11 @@ class Overview:
 
     # Nodes.
 
+    @property
+    def draining(self) -> bool:
+        """Whether it wants no more clients: after :meth:`Server.drain`, and while it stops."""
+        return self._node.draining
+
     def node(self) -> Node:
         """This node as it is now, which is what the others are told."""
         return evolve(self._node, connections=len(self._comet.buckets), addresses=len(self._comet.addresses))
@@ -160,7 +165,10 @@ class Overview:
     def nodes_weighted(self, platform: str, address: str) -> dict[str, Any]:
         """Where a client shall connect: see :func:`goim_core.nodes.weighted`."""
         own = self.node()
-        self._weigher.update(self._discovery.nodes() or (own,), self.clock.now())
+        known = self._discovery.nodes() or (own,)
+        if own.draining:  # which the discovery may not have been told yet
+            known = [evolve(node, draining=True) if node.name == own.name else node for node in known]
+        self._weigher.update(known, self.clock.now())
         ranked = self._weigher.choose(self.region_of(address)) or [own]
         return nodes.weighted(ranked, own, self.options, platform)
 

@@ -1,4 +1,4 @@
-"""A server at work: its sockets, its tasks, and how all of it stops."""
+"""A server at work: its sockets and its tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import ssl
 from collections.abc import Callable
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 from attrs import define, field
 
@@ -15,10 +14,10 @@ from goim_core.census import Census
 from goim_core.channel import Counters
 from goim_core.clock import Deadlines
 from goim_core.comet import Comet
-from goim_core.connection import Connection, Edge, Stage
+from goim_core.connection import Edge, Stage
 from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
-from goim_core.errors import CloseCode, ConfigurationError, Disconnect
+from goim_core.errors import ConfigurationError
 from goim_core.flow import Exchanges
 from goim_core.http_door import HTTPDoor
 from goim_core.job import Job
@@ -32,15 +31,13 @@ from goim_core.queue import Queue
 from goim_core.reactor import Reactor
 from goim_core.registry import Registry
 from goim_core.session import Session
+from goim_core.stopping import Stopping
 from goim_core.tls import TLSSocket
 from goim_core.trace import Tracer
 from goim_core.websocket import WebSocketWire
 from goim_core.wire import TCPWire, Wire
 
 __all__ = ["Pipeline"]
-
-LAST_TURNS = 10_000
-"""How often hooks that hang are cut short when the server stops: one connection may have many, in turn."""
 
 
 @define(eq=False, kw_only=True)
@@ -65,6 +62,7 @@ class Pipeline:
     edge: Edge = field(init=False)
     _census: Census = field(init=False)
     _job: Job = field(init=False)
+    stopping: Stopping | None = field(init=False, default=None)
     _scope: anyio.CancelScope = field(init=False)
     _tasks: TaskGroup = field(init=False)
 
@@ -119,8 +117,9 @@ class Pipeline:
         self.publisher.timeout = options.hook_timeout
         self.http.max_body = options.http_max_body
         self._census.interval = options.census
-        for connection in self._connections():
-            connection.wire.bound(options.max_body)
+        for source in self.edge.reactor.sources():
+            if isinstance(source, Conversation):
+                source.wire.bound(options.max_body)
 
     def end(self) -> None:
         """Cancel whatever is left."""
@@ -150,42 +149,14 @@ class Pipeline:
         if channel is not None and channel.session is session:
             channel.port.close(taken_over())
 
-    async def stop(self) -> None:
-        """Let no one in any more, send what was accepted, tell the clients, wait for hooks, and close."""
-        # Before the doors close, so that nobody is sent to a closed one.
-        with self.deadlines.move_on_after(self.options.drain / 8):
-            await self.discovery.cancel()
-        for listeners in self.listeners.values():
-            for listener in listeners:
-                listener.close()
-        # Part of the time for the pushes: one that goes out slowly must not keep clients from being told.
-        with self.deadlines.move_on_after(self.options.drain * 3 / 8):
-            await self.queue.drain()
-        with self.deadlines.move_on_after(self.options.drain * 3 / 8):
-            self.edge.empty = anyio.Event()
-            for connection in self._connections():
-                connection.close(Disconnect("the server is stopping", CloseCode.GOING_AWAY))
-                await anyio.lowlevel.checkpoint()
-            if self._connections():
-                await self.edge.empty.wait()
-            await self.edge.exchanges.idle()
-        for connection in self._connections():
-            connection.lost(ConnectionAbortedError("the server has stopped"))
-        await self._cut_short()
+    # The end.
 
-    async def _cut_short(self) -> None:
-        """End hooks that hang, and then those that hear of the end, each after it has begun."""
-        exchanges = self.edge.exchanges
-        with self.deadlines.move_on_after(self.options.drain / 8):
-            for turn in range(LAST_TURNS):
-                if not exchanges.active:
-                    return
-                exchanges.abort()
-                if turn < 2:
-                    with self.deadlines.move_on_after(self.options.drain / 32):
-                        await exchanges.idle()
-                else:
-                    await anyio.lowlevel.checkpoint()
+    async def lead_away(self) -> None:
+        """Begin to stop: see :meth:`Stopping.lead_away`."""
+        self.stopping = Stopping(self.edge, self.queue, self.discovery, self.listeners)
+        await self.stopping.lead_away()
 
-    def _connections(self) -> list[Connection]:
-        return [source for source in self.edge.reactor.sources() if isinstance(source, Connection)]
+    async def close(self) -> None:
+        """Stop: see :meth:`Stopping.close`."""
+        assert self.stopping is not None
+        await self.stopping.close()

@@ -91,6 +91,7 @@ class Op(IntEnum):
     REFRESH = 38
     REFRESH_REPLY = 39
     EXPIRING = 40
+    MOVE = 42
 
 
 EXTENSION_OPS = range(18, 64)

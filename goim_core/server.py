@@ -219,11 +219,12 @@ class Server(Overview):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         assert self._tasks is not None
-        self._running = False
+        self._node = evolve(self._node, draining=True)
         try:
             with anyio.CancelScope(shield=True):
                 await self._stop()
         finally:
+            self._running = False
             self._pipeline.end()
             try:
                 ended = await leave(self._tasks, kind, error, trace)
@@ -238,7 +239,14 @@ class Server(Overview):
             _log.error("%s.aclose took longer than %g s", type(part).__name__, self.options.drain)
 
     async def _stop(self) -> None:
-        await self._pipeline.stop()
+        await self._pipeline.lead_away()
+        self._running = False
+        await self._pipeline.close()
+
+    def hurry(self) -> None:
+        """End a stop that is under way at once: nobody is waited for any more. Otherwise nothing happens."""
+        if self._pipeline.stopping is not None:
+            self._pipeline.stopping.hurry()
 
     @property
     def addresses(self) -> dict[str, list[tuple[str, int] | str]]:
@@ -255,6 +263,8 @@ class Server(Overview):
         wss without ``ssl_context``.
         """
         self._pushes()
+        if self._pipeline.stopping is not None:
+            raise ServerStopped("the server is stopping")
         if door not in self._doors:
             raise ValueError(f"door: expected one of {', '.join(self._doors)}; got {door!r:.80}")
         check_secured(door, self._pipeline.ssl_context)

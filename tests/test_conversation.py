@@ -25,6 +25,7 @@ from goim_core import (
 )
 from goim_core.client import Link as Client
 from goim_core.client import connect_once as connect
+from goim_core.connection import Connection
 from goim_core.protocol import encode
 
 pytestmark = pytest.mark.anyio
@@ -124,8 +125,9 @@ async def test_a_client_that_leaves_during_authenticate_is_never_connected() -> 
             await stream.send(encode(Op.AUTH, b'{"mid": 1}', 1))
             await gates.begun["authenticate"].wait()
             # The server resets it while the hook waits: its route has to go, too.
-            for connection in server._pipeline._connections():
-                connection.lost(ConnectionResetError("reset"))
+            for connection in server._pipeline.edge.reactor.sources():
+                if isinstance(connection, Connection):
+                    connection.lost(ConnectionResetError("reset"))
             gates.gates["authenticate"].set()
             await server._pipeline.edge.exchanges.idle()
             assert server._registry.keys(["k"]) == {}

@@ -23,7 +23,7 @@ LAYERS = [
     {"operator_api"},
     {"scrape"},
     {"http_api", "http_pages", "overview", "pipeline"},
-    {"http_answers"},
+    {"http_answers", "stopping"},
     {"http_door", "doors", "conversation", "census"},
     {"connection"},
     {"inbox", "operations", "job", "listener"},

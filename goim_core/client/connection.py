@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,8 @@ __all__ = ["Connection"]
 class Connection:
     """Reads, writes and beats until it is lost.
 
-    ``changed`` is fired when something was written or a reply came; ``writing`` whether bytes are under way.
+    ``changed`` is fired when something was written or a reply came; ``writing`` whether bytes are under way;
+    ``moving`` whether the server has asked to connect elsewhere.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Connection:
         changed: Signal,
     ) -> None:
         self.writing = False
+        self.moving = False
         self._link = link
         self._dialogue = dialogue
         self._buffer = buffer
@@ -56,6 +59,7 @@ class Connection:
         try:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
+                self._tasks = tasks
                 self._buffer.was_paused = False
                 self._alarm("beat", self._settings.heartbeat, self._beat)
                 self._dialogue.connected()
@@ -84,6 +88,9 @@ class Connection:
                 if frame.op == Op.EXPIRING:
                     expiring()
                     continue
+                if frame.op == Op.MOVE:
+                    self._asked_to_move(frame.body)
+                    continue
                 message = self._dialogue.on_frame(frame, self._timers.clock.now())
                 if message is not None:
                     self._buffer.put(message)
@@ -96,6 +103,19 @@ class Connection:
             self._lose(why)
         except ProtocolError as error:
             self._lose(Disconnect(error.reason, error.code))
+
+    # To another node.
+
+    def _asked_to_move(self, body: bytes) -> None:
+        if not self.moving:
+            self.moving = True
+            self._alarm("move", _read_seconds(body), lambda: self._tasks.start_soon(self._move))
+
+    async def _move(self) -> None:
+        # The server waits for what is under way, too, and closes when it has waited long enough.
+        while self._dialogue.requests or self._dialogue.queued or self.writing:
+            await self._changed.wait()
+        self._lose(Disconnect("the server asked to connect elsewhere", CloseCode.GOING_AWAY))
 
     # Out.
 
@@ -150,3 +170,11 @@ class Connection:
             self._watch()
         elif self._link.received == received:
             self._lose(Disconnect("no answer to a heartbeat", CloseCode.LOST))
+
+
+def _read_seconds(body: bytes) -> float:
+    """What a MOVE says; a body that says nothing asks to go at once."""
+    try:
+        return max(0.0, float(json.loads(body)["seconds"]))
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        return 0.0

@@ -49,6 +49,8 @@ class Keeper:
         self._changed = Signal()
         self._connection: Connection | None = None
         self._tries = 0
+        self._target: Target | None = None
+        self._moving = False
         self._life = anyio.CancelScope()
 
     # What the application asks for.
@@ -162,6 +164,7 @@ class Keeper:
             return await connection.run(open_to_all, self._expiring)
         finally:
             self._connection = None
+            self._moving = connection.moving
             backoff = self._settings.backoff
             if backoff is not None and self.timers.clock.now() - since >= backoff.stable:
                 self._tries = 0
@@ -170,7 +173,9 @@ class Keeper:
         """The next connection after one that ended; None where there shall be none."""
         settings = self._settings
         while settings.backoff is not None and why.code not in settings.stop_on:
-            delay = settings.backoff.delay(self._tries, settings.random)
+            # Who was asked to move was given its own moment, and need not look for another.
+            now = self._moving and not self._tries
+            delay = 0.0 if now else settings.backoff.delay(self._tries, settings.random)
             self._tries += 1
             self._enter(StateChange(ClientState.WAITING, why, delay))
             if delay:
@@ -190,7 +195,11 @@ class Keeper:
     async def _open(self) -> Link:
         """A connection to the first that lets this client in."""
         failure: OSError | ProtocolError | Disconnect | None = None
-        for target in await self._where.targets():
+        targets = await self._where.targets()
+        if self._moving:  # the list may not know yet that the server goes
+            self._moving = False
+            targets = sorted(targets, key=lambda target: target == self._target)
+        for target in targets:
             try:
                 return await self._open_at(target)
             except Disconnect as why:
@@ -214,6 +223,7 @@ class Keeper:
                 raise
         if link is None or scope.cancelled_caught:
             raise TimeoutError(f"cannot connect to {target}: not within {settings.connect_timeout:g} s")
+        self._target = target
         return link
 
     def _enter(self, change: StateChange) -> None:

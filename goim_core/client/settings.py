@@ -29,7 +29,7 @@ EXTENSIONS = frozenset(
     int(op)
     for op in (
         *(Op.ERROR, Op.ACK, Op.SYNC, Op.JOIN, Op.LEAVE, Op.MEMBERS, Op.WATCH, Op.UNWATCH, Op.PRESENCE),
-        *(Op.LAST_SEEN, Op.REFRESH, Op.EXPIRING),
+        *(Op.LAST_SEEN, Op.REFRESH, Op.EXPIRING, Op.MOVE),
     )
 )
 """The extension operations that the client knows: what ``accepts`` of a token should list for it."""

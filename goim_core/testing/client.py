@@ -22,7 +22,7 @@ __all__ = ["Client"]
 FIRST_SEQ = 10_001
 """Of the frames that are sent without one: what is stored in a test's inbox has lower numbers."""
 
-_UNASKED = frozenset((Op.SEND_MSG, Op.SEND_MSG_REPLY, Op.PRESENCE, Op.EXPIRING))
+_UNASKED = frozenset((Op.SEND_MSG, Op.SEND_MSG_REPLY, Op.PRESENCE, Op.EXPIRING, Op.MOVE))
 """The protocol's operations that come without being asked for."""
 
 

@@ -2,8 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { GoimClient, readNodes } from "../../examples/chat/page/goim.js";
-import { FakeSocket, accepted, clock, settle } from "./world.mjs";
+import { GoimClient, Op, encode, readNodes } from "../../examples/chat/page/goim.js";
+import { FakeSocket, accepted, clock, json, settle } from "./world.mjs";
 
 const urls = (...hosts) => hosts.map((host) => ({ tcp: `tcp://${host}:3101`, ws: `ws://${host}:3102/sub` }));
 
@@ -90,5 +90,75 @@ test("where nobody answers, the nodes that were known last are tried, all of the
   }
   await accepted();
   assert.equal(client.state, "open");
+  client.close();
+});
+
+// ---- asked to go to another node ----------------------------------------------------------------
+
+test("MOVE: at its time it goes to another node, though the list still begins with this one", async () => {
+  answering(["a", "b"], ["a", "b"]);
+  const client = connected();
+  const first = await accepted();
+  const events = [];
+  client.addEventListener("disconnect", ({ detail }) => events.push(detail));
+  first.push(encode(Op.MOVE, json({ seconds: 2.5 })));
+  first.push(encode(Op.MOVE, json({ seconds: 0 }))); // once is enough
+  clock.pass(2.4);
+  assert.equal(client.state, "open");
+  assert.ok(!first.closed);
+  clock.pass(0.1);
+  assert.ok(first.closed);
+  assert.deepEqual(events, [{ code: 1001, message: "the server asked to connect elsewhere", final: false }]);
+  clock.pass(0); // not the 3 s of a backoff
+  await accepted();
+  assert.equal(newest(), "ws://b:3102/sub");
+  assert.equal(client.state, "open");
+  client.close();
+});
+
+test("MOVE: a server that closes before that is left without a backoff, too", async () => {
+  answering(["a", "b"], ["a", "b"]);
+  const client = connected();
+  const first = await accepted();
+  first.push(encode(Op.MOVE, json({ seconds: 20 })));
+  first.lose(1001);
+  clock.pass(0);
+  await accepted();
+  assert.equal(newest(), "ws://b:3102/sub");
+  clock.pass(25);
+  assert.equal(client.state, "open", "the time of the old connection went with it");
+  client.close();
+});
+
+test("MOVE: what is under way is waited for", async () => {
+  answering(["a", "b"], ["a", "b"]);
+  const client = connected();
+  const first = await accepted();
+  const replies = [client.send(1000, "x"), client.send(1000, "y")];
+  first.push(encode(Op.MOVE, "null"));
+  clock.pass(0);
+  for (const _ of replies) {
+    assert.equal(client.state, "open");
+    await first.reply(1000, "done");
+  }
+  assert.deepEqual((await Promise.all(replies)).map((frame) => frame.text()), ["done", "done"]);
+  clock.pass(0);
+  await accepted();
+  assert.equal(newest(), "ws://b:3102/sub");
+  client.close();
+});
+
+test("MOVE: who is sent on again and again waits in between", async () => {
+  answering(["a", "b"], ["a", "b"], ["a", "b"]);
+  const client = connected();
+  (await accepted()).push(encode(Op.MOVE, "{}"));
+  clock.pass(0);
+  clock.pass(0);
+  (await accepted()).push(encode(Op.MOVE, "{}"));
+  clock.pass(1);
+  assert.equal(client.state, "waiting");
+  clock.pass(6);
+  await accepted();
+  assert.equal(newest(), "ws://a:3102/sub");
   client.close();
 });

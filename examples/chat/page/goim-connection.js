@@ -48,6 +48,8 @@ export class Connection extends EventTarget {
   #options;
   /** @type {State} */ #state = "closed";
   /** @type {WebSocket | null} */ #socket = null;
+  #url = "";
+  /** The server asks to go to another node; `now`: as soon as nothing is under way. */ #move = { asked: false, now: false };
   /** @type {object | null} the running try; a try that is no longer this one has been given up */ #try = null;
   /** @type {string[]} addresses that this round has not tried */ #urls = [];
   /** @type {ReturnType<typeof readNodes> | null} */ #nodes = null;
@@ -192,7 +194,11 @@ export class Connection extends EventTarget {
     const attempt = (this.#try = {});
     this.#enter("connecting");
     try {
-      if (!this.#urls.length) this.#urls = await this.#addresses();
+      if (!this.#urls.length) {
+        this.#urls = await this.#addresses();
+        // The list may not know yet that the server goes.
+        if (this.#move.asked) this.#urls.sort((a, b) => Number(a === this.#url) - Number(b === this.#url));
+      }
       const token = await this._token();
       if (attempt === this.#try) this.#start(token);
     } catch (error) {
@@ -218,7 +224,8 @@ export class Connection extends EventTarget {
 
   /** @param {string} token */
   #start(token) {
-    const socket = new WebSocket(/** @type {string} */ (this.#urls.shift()));
+    this.#url = /** @type {string} */ (this.#urls.shift());
+    const socket = new WebSocket(this.#url);
     const deadline = this._later(this.#options.timeout, () => this.#lost(0, "no answer in time"));
     const letIn = () => {
       this._cancel(deadline);
@@ -235,6 +242,7 @@ export class Connection extends EventTarget {
   #accepted(token) {
     this.#openedAt = performance.now();
     this.#unanswered = 0;
+    this.#move = { asked: false, now: false };
     this.#tickLater();
     this.#state = "open";
     this._opened(token); // before all else, so that at "open" the connection is in its place
@@ -262,7 +270,8 @@ export class Connection extends EventTarget {
     else if (frame.op === Op.DISCONNECT_REPLY) {
       const { code, message } = reason(frame);
       this.#lost(code, message);
-    } else if (frame.seq < 0) this.#replied(frame);
+    } else if (frame.op === Op.MOVE) this.#askedToMove(frame);
+    else if (frame.seq < 0) this.#replied(frame);
     else this._pushed(frame);
   }
 
@@ -277,6 +286,22 @@ export class Connection extends EventTarget {
       const { code, message } = reason(frame);
       reply.reject(new GoimError(message, code));
     }
+    if (this.#move.now) this.#goElsewhere();
+  }
+
+  /** @param {Frame} frame */
+  #askedToMove(frame) {
+    if (this.#move.asked) return;
+    this.#move.asked = true;
+    this._later(Number(frame.json()?.seconds) || 0, () => {
+      this.#move.now = true;
+      this.#goElsewhere();
+    });
+  }
+
+  /** The server waits for what is under way, too, and closes when it has waited long enough. */
+  #goElsewhere() {
+    if (!this.#replies.size) this.#lost(CloseCode.GOING_AWAY, "the server asked to connect elsewhere");
   }
 
   #tickLater() {
@@ -331,7 +356,10 @@ export class Connection extends EventTarget {
     else {
       this.#urls = [];
       const backoff = { ...DEFAULT_BACKOFF, ...this.#nodes?.backoff, ...this.#options.backoff };
-      const seconds = backoffDelay(this.#attempt++, backoff);
+      // Who was asked to move was given its own moment, and need not look for another.
+      const now = wasOpen && this.#move.asked && !this.#attempt;
+      const seconds = now ? 0 : backoffDelay(this.#attempt, backoff);
+      this.#attempt++;
       this._later(seconds, () => this.#open());
       this.#enter("waiting", seconds * 1000);
     }

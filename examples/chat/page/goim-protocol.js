@@ -17,17 +17,19 @@ export const Op = Object.freeze({
   // goim_core's extensions: each works only for a client whose token lists it in `accepts`.
   ERROR: 18, ACK: 20, ACK_REPLY: 21, SYNC: 22, SYNC_REPLY: 23, JOIN: 24, JOIN_REPLY: 25, LEAVE: 26, LEAVE_REPLY: 27,
   MEMBERS: 28, MEMBERS_REPLY: 29, WATCH: 30, WATCH_REPLY: 31, UNWATCH: 32, UNWATCH_REPLY: 33, PRESENCE: 34,
-  LAST_SEEN: 36, LAST_SEEN_REPLY: 37, REFRESH: 38, REFRESH_REPLY: 39, EXPIRING: 40,
+  LAST_SEEN: 36, LAST_SEEN_REPLY: 37, REFRESH: 38, REFRESH_REPLY: 39, EXPIRING: 40, MOVE: 42,
 });
 
 /** Everything of goim_core that a client may put into its token's `accepts`. */
 export const EXTENSIONS = Object.freeze([
   Op.ERROR, Op.ACK, Op.SYNC, Op.JOIN, Op.LEAVE, Op.MEMBERS, Op.WATCH, Op.UNWATCH, Op.PRESENCE, Op.LAST_SEEN,
-  Op.REFRESH, Op.EXPIRING,
+  Op.REFRESH, Op.EXPIRING, Op.MOVE,
 ]);
 
 /** Codes of a disconnect that come from goim_core; below 4000 they are those of RFC 6455. */
-export const CloseCode = Object.freeze({ AUTH_REFUSED: 4001, REPLACED: 4004, EXPIRED: 4008, TOO_MANY_LOGINS: 4009 });
+export const CloseCode = Object.freeze({
+  GOING_AWAY: 1001, AUTH_REFUSED: 4001, REPLACED: 4004, EXPIRED: 4008, TOO_MANY_LOGINS: 4009,
+});
 
 /** Codes with which goim_core refuses one frame. An application has its own beside them. */
 export const ErrorCode = Object.freeze({
