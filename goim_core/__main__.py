@@ -8,10 +8,10 @@ import http.client
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,12 +25,14 @@ from goim_core.listener import parse_address
 from goim_core.logs import JSONFormatter, TextFormatter
 from goim_core.protocol import Op
 from goim_core.server import Server
+from goim_core.serving import Reload, serve_until_signal
 from goim_core.settings import (
     BACKENDS,
     DEFAULT_DOORS,
     DOORS,
     SECRET_VARIABLE,
     backend_of,
+    log_level,
     read_secrets,
     server_of,
     settings_of,
@@ -74,7 +76,8 @@ def _add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="run a server",
-        description=f"{_serve.__doc__} Without any address it listens on goim's ports: {defaults}.",
+        description=f"{_serve.__doc__} At SIGHUP it reads its files again. "
+        f"Without any address it listens on goim's ports: {defaults}.",
     )
     serve.set_defaults(run=_serve)
     protocols = ("TCP", "TCP with TLS", "WebSocket", "WebSocket with TLS", "the push API")
@@ -113,36 +116,25 @@ def _add_secret_file(command: argparse.ArgumentParser, purpose: str) -> None:
 def _serve(call: argparse.Namespace) -> int:
     """Run a server until SIGTERM or SIGINT. Prints 'ready' and its addresses in one line once it listens."""
     settings = settings_of(call)
-    level = settings.pop("log", "warning")
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise ConfigurationError(f"log: expected a level like 'info', got {level!r}")
-    log_format = settings.pop("log_format", "text")
+    log_format = settings.get("log_format", "text")
     if log_format not in LOG_FORMATS:
         raise ConfigurationError(f"log_format: expected one of {', '.join(LOG_FORMATS)}; got {log_format!r}")
     lines = logging.StreamHandler()
     lines.setFormatter(LOG_FORMATS[log_format]())
-    logging.basicConfig(level=level.upper(), handlers=[lines])
-    backend, backend_options = backend_of(settings.pop("backend", "asyncio"))
+    logging.basicConfig(level=log_level(settings), handlers=[lines])
+    backend, backend_options = backend_of(settings.get("backend", "asyncio"))
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # so that MODULE:CLASS finds what lies here
     server = server_of(settings)
     _raise_descriptor_limit()
-    anyio.run(_serve_until_signal, server, backend=backend, backend_options=backend_options)
+    reload = Reload(server, settings, partial(settings_of, call))
+    serve = partial(serve_until_signal, server, ready=partial(_ready, server), reload=reload)
+    anyio.run(serve, backend=backend, backend_options=backend_options)
     return 0
 
 
-async def _serve_until_signal(server: Server) -> None:
-    with contextlib.ExitStack() as stack:
-        try:
-            signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-        except NotImplementedError:  # asyncio on Windows: Ctrl+C is a KeyboardInterrupt there
-            signals = None
-        async with server:
-            doors = server.addresses.items()
-            print("ready", *(f"{door}={_shown(at)}" for door, found in doors for at in found), flush=True)
-            if signals is None:
-                await anyio.sleep_forever()
-            else:
-                await anext(aiter(signals))
+def _ready(server: Server) -> None:
+    doors = server.addresses.items()
+    print("ready", *(f"{door}={_shown(at)}" for door, found in doors for at in found), flush=True)
 
 
 def _shown(address: tuple[str, int] | str) -> str:

@@ -77,8 +77,7 @@ class Edge:
     counters: Counters
     tracer: Tracer
     empty: anyio.Event = field(factory=anyio.Event)
-    leaving: dict[Connection, Disconnect] = field(factory=dict)
-    """Who is closed, and why, as soon as no hook is at work for it: the server stops."""
+    leaving: dict[Connection, Disconnect] = field(factory=dict)  # as soon as no hook is at work for them
     silence: float = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -179,9 +178,6 @@ class Connection:
         self.busy = False
         if self.why is not None:
             self.on_end(self.why)
-            return
-        if self in self.edge.leaving:
-            self.close(self.edge.leaving.pop(self))
             return
         self._on_events()
         if self.unwatched and not self.busy and self.stage < CLOSING:

@@ -161,6 +161,15 @@ class Conversation(Connection):
 
     # The server's end.
 
+    def on_turn(self) -> None:
+        """Go on, or leave where that has waited for this turn."""
+        why = self.edge.leaving.pop(self, None)
+        if why is None or self.why is not None:
+            super().on_turn()
+        else:
+            self.busy = False
+            self.close(why)
+
     def ask_to_move(self, seconds: float) -> None:
         """Ask the client to connect to another node in ``seconds``, where it understands that."""
         if Op.MOVE in self.channel.accepts:

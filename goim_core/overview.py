@@ -149,11 +149,6 @@ class Overview:
 
     # Nodes.
 
-    @property
-    def draining(self) -> bool:
-        """Whether it wants no more clients: after :meth:`Server.drain`, and while it stops."""
-        return self._node.draining
-
     def node(self) -> Node:
         """This node as it is now, which is what the others are told."""
         return evolve(self._node, connections=len(self._comet.buckets), addresses=len(self._comet.addresses))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import tomllib
 from collections.abc import Callable
@@ -23,10 +24,12 @@ __all__ = [
     "BACKENDS",
     "DEFAULT_DOORS",
     "DOORS",
+    "RELOADED",
     "SECRET_VARIABLE",
     "SETTINGS",
     "TABLES",
     "backend_of",
+    "log_level",
     "options_of",
     "read_config",
     "read_secrets",
@@ -56,6 +59,8 @@ SETTINGS = (
     "log_format",
     *PLACE,
 )
+RELOADED = frozenset(("options", "log"))
+"""What a running server can be told anew."""
 SIGNED = ("secret_file", "cookie", "origins")
 JWT = (
     "key_file", "jwks", "algorithms", "audience", "issuer", "leeway", "mid_claim", "claims", "require",
@@ -124,9 +129,18 @@ def backend_of(name: str) -> tuple[str, dict[str, Any]]:
     return BACKENDS[name]
 
 
+def log_level(settings: dict[str, Any]) -> str:
+    """The log level as :mod:`logging` names it; raises ConfigurationError where it knows none like it."""
+    level: str = settings.get("log", "warning")
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigurationError(f"log: expected a level like 'info', got {level!r}")
+    return level.upper()
+
+
 def server_of(settings: dict[str, Any]) -> Server:
     """The server that the settings describe; raises ConfigurationError that names one."""
-    settings = dict(settings)
+    others = ("log", "log_format", "backend")  # of the process around it
+    settings = {name: value for name, value in settings.items() if name not in others}
     tables = {table: settings.pop(table, {}) for table in TABLES}
     chosen = {name: settings.pop(name, None) for name in PARTS}
     certificate, private_key = settings.pop("certificate", None), settings.pop("private_key", None)

@@ -17,6 +17,7 @@ MODULES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 
 LAYERS = [
     {"__main__", "testing"},
+    {"serving"},
     {"settings"},
     {"choices"},
     {"server", "client", "adapters"},
