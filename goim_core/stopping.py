@@ -7,12 +7,12 @@ the doors of clients close, the other nodes are told 1/8
 what the queue took goes out                         3/8
 clients are led away, one after the other            5/8
 those with an answer under way are closed too        5/8
-they read the reason and go; hooks come to their end 7/8
-what hangs is cut short                              31/32
+they read the reason and go; hooks come to their end 3/4
+what hangs is cut short                              7/8
 ==================================================== =====================
 
-Each takes as long as it needs, and so leaves the others more. Pushes are taken until hooks are done.
-Nothing here waits for a client longer than that, whatever it does.
+The rest is for what else a process has to do to end. Each takes as long as it needs, and leaves the others
+more. Pushes are taken until hooks are done. Nothing waits for a client longer than that, whatever it does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHARE = 64
 LAST_TURNS = 10_000
 """How often hooks that hang are cut short: one connection may have many, in turn."""
 
-ANNOUNCED, SENT, LED, ENDED, OVER = 1 / 8, 3 / 8, 5 / 8, 7 / 8, 31 / 32
+ANNOUNCED, SENT, LED, ENDED, OVER = 1 / 8, 3 / 8, 5 / 8, 3 / 4, 7 / 8
 
 _log = logging.getLogger("goim_core.server")
 

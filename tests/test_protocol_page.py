@@ -70,9 +70,7 @@ UPGRADE = (
 )
 
 
-EXTENDED = (
-    b'{"mid":1,"room_id":"live://1000","device":"phone","accepts":[1000,18,20,22,24,26,28,30,32,34,36,38,40,42]}'
-)
+EXTENDED = b'{"mid":1,"room_id":"live://1000","device":"phone","accepts":[1000,18,20,22,24,26,28,30,32,34,36,38,40,42]}'
 
 
 class ByTheSecond(AuthHook):

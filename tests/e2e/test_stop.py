@@ -93,16 +93,16 @@ async def test_the_drain_time_is_kept() -> None:
         async def drive(client: Client) -> None:
             await told_of_the_stop(client)
             await gate.log.reach(1)
-            clock.advance(5.2)
+            clock.advance(4.4)
             await anyio.wait_all_tasks_blocked()
-            gate.log.add("7/8 of 6 s not over")
+            gate.log.add("3/4 of 6 s not over")
             clock.advance(0.5)
 
         async with Server(
             auth=OpenAuth(), sessions=Stuck(), clock=clock, options=Options(drain=6.0), **DOORS
         ) as server:
             helpers.start_soon(drive, await World(server).login("tcp"))
-        assert gate.log.entries == ["disconnected", "7/8 of 6 s not over"]
+        assert gate.log.entries == ["disconnected", "3/4 of 6 s not over"]
 
 
 class Parts(RoomHook):
