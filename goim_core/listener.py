@@ -76,13 +76,18 @@ class Listener:
 
     def on_turn(self) -> None:
         """Listen again after a pause."""
-        if self.sock.fileno() >= 0:
+        if self.open:
             self._reactor.watch(self.sock, read=True, write=False)
 
     def _pause(self, error: OSError) -> None:
         _log.warning("cannot accept connections for %s s: %s", PAUSE, error)
         self._reactor.watch(self.sock, read=False, write=False)
         self._deadlines.watch(Timer(self._deadlines.clock.now() + PAUSE, self.on_turn))
+
+    @property
+    def open(self) -> bool:
+        """Whether it listens still."""
+        return self.sock.fileno() >= 0
 
     @property
     def address(self) -> tuple[str, int] | str:
@@ -92,7 +97,7 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening. Whoever was accepted stays."""
-        if self.sock.fileno() < 0:
+        if not self.open:
             return
         self._reactor.remove(self.sock)
         address = self.address

@@ -250,9 +250,12 @@ class Server(Overview):
 
     @property
     def addresses(self) -> dict[str, list[tuple[str, int] | str]]:
-        """Where each door listens: ``(host, port)``, or the path of a Unix socket. Empty before the start."""
+        """Where each door listens: ``(host, port)``, or the path of a Unix socket. Empty before the start.
+
+        When the server stops, a door that has closed listens nowhere.
+        """
         doors = self._pipeline.listeners.items()
-        return {door: [listener.address for listener in listeners] for door, listeners in doors}
+        return {door: [each.address for each in listeners if each.open] for door, listeners in doors}
 
     def accept(self, sock: socket.socket, door: str = "tcp", address: str = "") -> None:
         """Take in a connected, non-blocking socket that somebody else has accepted.

@@ -264,6 +264,38 @@ async def test_a_message_under_way_is_answered_before_its_client_is_told(wire: s
     assert gate.log.entries == ["begun", "told"]
 
 
+async def test_while_clients_are_led_away_no_door_is_open_but_http() -> None:
+    gate = Gate()
+
+    class Slow(MessageHook):
+        async def receive(self, session: Session, message: Frame) -> None:
+            await gate.wait("begun")
+
+    async def look(server: Server, client: Client, port: int) -> None:
+        await until(lambda: server.draining)
+        assert (server.addresses["tcp"], server.addresses["ws"]) == ([], [])
+        with pytest.raises(OSError, match="attempts failed|refused"):
+            await anyio.connect_tcp("127.0.0.1", port)
+        http = Client(await World(server).dial("http"))
+        await http.send_raw(b"GET /goim/nodes/weighted HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        assert (await http.rest()).startswith(b"HTTP/1.1 200 ")
+        http.close()
+        gate.opened.set()
+        await client.frame()
+        await told_of_the_stop(client)
+
+    async with (
+        nothing_left(),
+        anyio.create_task_group() as readers,
+        Server(auth=OpenAuth(), messages=Slow(), **DOORS) as server,
+    ):
+        client = await World(server).login("tcp")
+        await client.send(frame(4))
+        await gate.log.reach(1)
+        readers.start_soon(look, server, client, server.port("tcp"))
+    assert server.addresses == {"tcp": [], "ws": [], "http": []}
+
+
 async def test_hooks_may_push_until_the_last_of_them_is_done() -> None:
     log = Log()
 
