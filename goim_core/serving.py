@@ -41,7 +41,8 @@ async def serve_until_signal(
     async def watch(signals: AsyncIterator[signal.Signals]) -> None:
         async for number in signals:
             if number == HANGUP and reload is not None:
-                reload()
+                if not asked.is_set():
+                    reload()
             elif asked.is_set():
                 server.hurry()
             else:
