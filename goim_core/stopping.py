@@ -1,15 +1,15 @@
 """How a server stops: it lets nobody in, leads its clients away at an even pace, and waits for hooks.
 
-==================================================== =====================
-what                                                 over by (of `drain`)
-==================================================== =====================
-the doors of clients close, the other nodes are told 1/8
-what the queue took goes out                         3/8
-clients are led away, one after the other            5/8
-those with an answer under way are closed too        5/8
-they read the reason and go; hooks come to their end 3/4
-what hangs is cut short                              7/8
-==================================================== =====================
+===================================================== ====================
+what                                                  over by (of `drain`)
+===================================================== ====================
+other nodes are told, then the doors of clients close 1/8
+what the queue took goes out                          3/8
+clients are led away, one after the other             5/8
+those with an answer under way are closed too         5/8
+they read the reason and go; hooks come to their end  3/4
+what hangs is cut short                               7/8
+===================================================== ====================
 
 The rest is for what else a process has to do to end. Each takes as long as it needs, and leaves the others
 more. Pushes are taken until hooks are done. Nothing waits for a client longer than that, whatever it does.
@@ -68,11 +68,12 @@ class Stopping:
 
     async def lead_away(self) -> None:
         """Let no client in, move or close those who are here, and wait for hooks."""
-        # The http door stays open for now: there clients ask where else to go, and monitors how it stands.
-        self._close_doors(but="http")
         with self._patiently():
+            # Before the doors close, so that nobody is sent to a closed one.
             with self._until(ANNOUNCED):
                 await self.discovery.cancel()
+            # The http door stays open: there clients ask where else to go, and monitors how it stands.
+            self._close_doors(but="http")
             await self._send_out(SENT)
             self.edge.empty = anyio.Event()
             with self._until(LED):

@@ -275,8 +275,8 @@ async def test_while_clients_are_led_away_no_door_is_open_but_http() -> None:
             await gate.wait("begun")
 
     async def look(server: Server, client: Client, port: int) -> None:
-        await until(lambda: server.draining)
-        assert (server.addresses["tcp"], server.addresses["ws"]) == ([], [])
+        await until(lambda: not server.addresses["tcp"])
+        assert (server.addresses["ws"], server.draining) == ([], True)
         with socket.socket() as late:
             assert late.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
         http = Client(await World(server).dial("http"))
