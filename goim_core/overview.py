@@ -6,7 +6,7 @@ The base of :class:`goim_core.Server`, which has the parts.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +18,7 @@ from goim_core.clock import Clock, Deadlines
 from goim_core.comet import Comet
 from goim_core.connection import Connection
 from goim_core.discovery import Discovery, Node
+from goim_core.listener import Listener
 from goim_core.metrics import Instruments
 from goim_core.options import Options
 from goim_core.queue import Queue
@@ -47,6 +48,7 @@ class Overview:
     _counters: Counters
     _deadlines: Deadlines
     _queue: Queue
+    _listeners: Mapping[str, Sequence[Listener]]
     _registry: Registry
     _discovery: Discovery
     _weigher: Weigher
@@ -55,6 +57,19 @@ class Overview:
     def clock(self) -> Clock:
         """The server's clock."""
         return self._deadlines.clock
+
+    @property
+    def addresses(self) -> dict[str, list[tuple[str, int] | str]]:
+        """Where each door listens: ``(host, port)``, or the path of a Unix socket. Empty before the start.
+
+        When the server stops, a door that has closed listens nowhere.
+        """
+        doors = self._listeners.items()
+        return {door: [each.address for each in listeners if each.open] for door, listeners in doors}
+
+    def port(self, door: str) -> int:
+        """The TCP port at which ``door`` listens, the first of several; 0 where there is none."""
+        return next((at[1] for at in self.addresses.get(door, ()) if not isinstance(at, str)), 0)
 
     def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
         """The rooms ``kind://id`` with the most connections: id and count, largest first."""

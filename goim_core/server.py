@@ -157,6 +157,7 @@ class Server(Overview):
             ssl_context=ssl_context,
             new_reactor=reactor,
         )
+        self._listeners = self._pipeline.listeners
         self._tasks: TaskGroup | None = None
         self._running = False
 
@@ -248,15 +249,6 @@ class Server(Overview):
         if self._pipeline.stopping is not None:
             self._pipeline.stopping.hurry()
 
-    @property
-    def addresses(self) -> dict[str, list[tuple[str, int] | str]]:
-        """Where each door listens: ``(host, port)``, or the path of a Unix socket. Empty before the start.
-
-        When the server stops, a door that has closed listens nowhere.
-        """
-        doors = self._pipeline.listeners.items()
-        return {door: [each.address for each in listeners if each.open] for door, listeners in doors}
-
     def accept(self, sock: socket.socket, door: str = "tcp", address: str = "") -> None:
         """Take in a connected, non-blocking socket that somebody else has accepted.
 
@@ -283,10 +275,6 @@ class Server(Overview):
         self._pushes()
         self._pipeline.reload(options)
         self.options = options
-
-    def port(self, door: str) -> int:
-        """The TCP port at which ``door`` listens, the first of several; 0 where there is none."""
-        return next((at[1] for at in self.addresses.get(door, ()) if not isinstance(at, str)), 0)
 
     # Pushes.
 
