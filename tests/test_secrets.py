@@ -28,6 +28,7 @@ from goim_core.client import connect
 from goim_core.client.address import parse
 from goim_core.client.nodes import where
 from goim_core.client.settings import Settings
+from goim_core.logs import JSONFormatter
 from goim_core.settings import server_of
 from tests.e2e.clients import World, frame, serve
 from tests.test_https import PUSH, dialed
@@ -40,14 +41,16 @@ ANYWHERE = "127.0.0.1:0"
 
 
 class Everything(logging.Handler):
-    """Each record as the standard formatter shows it, exceptions and all."""
+    """Each record as every formatter shows it, exceptions and all."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.lines: list[str] = []
+        self.fields: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(self.format(record))
+        self.fields.append(JSONFormatter().format(record))
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,7 @@ def logged() -> Iterator[list[str]]:
     yield handler.lines
     logger.removeHandler(handler)
     logger.setLevel(before)
-    assert not [line for line in handler.lines if MARK in line]
+    assert not [line for line in (*handler.lines, *handler.fields) if MARK in line]
 
 
 async def told(world: World, token: bytes, wire: str = "tcp") -> str:
@@ -72,10 +75,16 @@ async def told(world: World, token: bytes, wire: str = "tcp") -> str:
 
 async def test_a_token_that_is_taken_and_ones_that_are_not(logged: list[str]) -> None:
     async with serve(auth=SignedTokenAuth(MARK)) as world:
+        world.server.trace(7)
         good = sign_token(MARK, mid=7, expires=4e9, data={"note": MARK})
         client = await world.connect("ws")
         await client.send(frame(7, good.encode()))
         assert (await client.frame())[8:12] == b"\0\0\0\x08"
+        await client.send(frame(38, good.encode()), frame(1000, b"hello"))
+        assert (await client.frame())[8:12] == b"\0\0\0\x26"
+        lines, _ = world.server.trace_lines()
+        assert len(lines) > 3
+        assert not [line for line in lines if MARK in line.text or good in line.text]
         other = sign_token("another secret, long enough", mid=7, expires=4e9)
         for bad in (
             other,
@@ -86,7 +95,7 @@ async def test_a_token_that_is_taken_and_ones_that_are_not(logged: list[str]) ->
             f"{{{MARK}",
         ):
             assert MARK not in await told(world, bad.encode())
-    assert any("ends" in line for line in logged), "the log was looked at"
+    assert any("ended" in line for line in logged), "the log was looked at"
 
 
 class Careless(AuthHook):
