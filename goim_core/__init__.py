@@ -21,7 +21,7 @@ from goim_core.errors import (
     StorageError,
 )
 from goim_core.hooks import AuthHook, LoginPolicy, MessageHook, Pusher, RoomHook, SessionHook
-from goim_core.http_door import Request, Response
+from goim_core.http_message import Request, Response
 from goim_core.http_pages import pages
 from goim_core.memory_storage import MemoryStorage
 from goim_core.options import Options, OutboxPolicy
@@ -32,6 +32,7 @@ from goim_core.server import Server
 from goim_core.session import AuthRequest, Session
 from goim_core.stats import Stats
 from goim_core.storage import StorageHook, Stored, StorePolicy
+from goim_core.tls import server_context
 from goim_core.token_auth import TokenAuth
 
 __all__ = [
@@ -41,5 +42,5 @@ __all__ = [
     "OutboxPolicy", "ProtocolError", "PushMsg", "PushType", "Pusher", "Queue", "QueueFull", "Refused",
     "Registry", "Request", "Response", "RoomHook", "Server", "ServerStopped", "Session", "SessionHook",
     "SignedTokenAuth", "StaticDiscovery", "Stats", "StorageError", "StorageHook", "StorePolicy",
-    "Stored", "TokenAuth", "pages", "sign_token",
+    "Stored", "TokenAuth", "pages", "server_context", "sign_token",
 ]  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import logging
 import os
@@ -14,19 +13,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import anyio
 
 from goim_core.auth import sign_token
 from goim_core.client import connect_once
 from goim_core.errors import ConfigurationError, GoimError
-from goim_core.listener import parse_address
 from goim_core.logs import JSONFormatter, TextFormatter
 from goim_core.protocol import Op
+from goim_core.push_command import add_push, host_port
 from goim_core.server import Server
 from goim_core.serving import Reload, serve_until_signal
 from goim_core.settings import (
+    API_KEYS_VARIABLE,
     BACKENDS,
     DEFAULT_DOORS,
     DOORS,
@@ -63,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     """What the command line understands."""
     found = argparse.ArgumentParser(prog="goim-core", description="goim's messaging pipeline in one process.")
     commands = found.add_subparsers(required=True, metavar="serve | push | listen | token")
-    for add in (_add_serve, _add_push, _add_listen, _add_token):
+    for add in (_add_serve, add_push, _add_listen, _add_token):
         add(commands)
     return found
 
@@ -80,7 +79,8 @@ def _add_serve(commands: Any) -> None:
         f"Without any address it listens on goim's ports: {defaults}.",
     )
     serve.set_defaults(run=_serve)
-    protocols = ("TCP", "TCP with TLS", "WebSocket", "WebSocket with TLS", "the push API")
+    api = "the push API"
+    protocols = ("TCP", "TCP with TLS", "WebSocket", "WebSocket with TLS", api, f"{api} with TLS")
     for door, what in zip(DOORS, protocols, strict=True):
         serve.add_argument(f"--{door}", action="append", metavar="HOST:PORT", help=f"listen here for {what}")
     auths = "who may connect; has to be chosen"
@@ -94,8 +94,7 @@ def _add_serve(commands: Any) -> None:
     storages = "memory|sqlite:FILE|postgres:DSN|MODULE:CLASS"
     serve.add_argument("--storage", metavar=storages, help="the inboxes of users (default: none)")
     serve.add_argument("--backend", choices=BACKENDS, help="the event loop (default: asyncio)")
-    serve.add_argument("--certificate", metavar="FILE.pem", help="certificate chain for --tls and --wss")
-    serve.add_argument("--private-key", metavar="FILE.pem", help="its key, where that is another file")
+    _add_security(serve)
     serve.add_argument("--host", help="the name at which clients are told to find this server")
     serve.add_argument("--name", help="this node's name")
     for place, what in (("region", "REGION"), ("zone", "ZONE"), ("weight", "WEIGHT")):
@@ -106,6 +105,18 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--log-format", choices=LOG_FORMATS, help="how a record is written (default: text)")
     tables = "the same settings, and [options], [signed], [jwt]"
     serve.add_argument("--config", metavar="FILE.toml", type=Path, help=tables)
+
+
+def _add_security(serve: argparse.ArgumentParser) -> None:
+    chain = "certificate chain for --tls, --wss and --https"
+    serve.add_argument("--certificate", metavar="FILE.pem", help=chain)
+    serve.add_argument("--private-key", metavar="FILE.pem", help="its key, where that is another file")
+    clients = "ask clients at --tls and --wss for a certificate of these authorities"
+    serve.add_argument("--client-ca", metavar="FILE.pem", help=clients)
+    keys = f"the keys of those who may push, one a line (default: {API_KEYS_VARIABLE})"
+    serve.add_argument("--api-key-file", metavar="FILE", help=keys)
+    pushers = "ask those who push at --https for a certificate of these authorities"
+    serve.add_argument("--api-client-ca", metavar="FILE.pem", help=pushers)
 
 
 def _add_secret_file(command: argparse.ArgumentParser, purpose: str) -> None:
@@ -154,55 +165,6 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-# push.
-
-
-def _add_push(commands: Any) -> None:
-    push = commands.add_parser("push", help="push a message through the push API")
-    kinds = push.add_subparsers(required=True, metavar="room | mids | keys | all")
-    room = kinds.add_parser("room", help="to a room")
-    room.add_argument("type")
-    room.add_argument("room")
-    mids = kinds.add_parser("mids", help="to users")
-    mids.add_argument("mids", metavar="MID[,MID...]")
-    mids.add_argument("--idempotency-key", default="", help="tried again with the same, it is stored once")
-    keys = kinds.add_parser("keys", help="to connections")
-    keys.add_argument("keys", metavar="KEY[,KEY...]")
-    everyone = kinds.add_parser("all", help="to everyone")
-    everyone.add_argument("--speed", default="0", help="connections a second (default: 0, at once)")
-    queries = ((room, ("type", "room")), (mids, ("mids",)), (keys, ("keys",)), (everyone, ("speed",)))
-    for kind, query in queries:
-        kind.add_argument("--op", required=True, help="the operation that clients see, 64 or more")
-        kind.add_argument("--http", default="127.0.0.1:3111", metavar="HOST:PORT", help="the push API")
-        kind.add_argument("text", help="the message; '-' reads it from standard input")
-        kind.set_defaults(run=_push, query=query, path=f"/goim/push/{kind.prog.split()[-1]}")
-
-
-def _push(call: argparse.Namespace) -> int:
-    """Push one message through the push API of a running server."""
-    body = sys.stdin.buffer.read() if call.text == "-" else os.fsencode(call.text)
-    query = [("operation", call.op)]
-    for name in call.query:
-        values = getattr(call, name)
-        query += [(name, value) for value in (values.split(",") if name in ("mids", "keys") else [values])]
-    host, port = _host_port("http", call.http)
-    try:
-        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=30)) as connection:
-            key = getattr(call, "idempotency_key", "")
-            headers = {"Idempotency-Key": key} if key else {}
-            connection.request("POST", f"{call.path}?{urlencode(query)}", body, headers)
-            answer = json.loads(connection.getresponse().read())
-        failure = answer["message"] if answer["code"] else ""
-    except OSError as error:
-        raise OSError(f"cannot push to {call.http}: {error.strerror or error}") from None
-    except (http.client.HTTPException, ValueError, LookupError, TypeError):
-        raise OSError(f"cannot push to {call.http}: what answers there is no push API") from None
-    if failure:
-        print(f"goim-core: {failure}", file=sys.stderr)
-        return 1
-    return 0
-
-
 # listen.
 
 
@@ -224,7 +186,7 @@ def _listen(call: argparse.Namespace) -> int:
 
 
 async def _print_frames(call: argparse.Namespace) -> None:
-    host, port = _host_port("tcp", call.tcp)
+    host, port = host_port("tcp", call.tcp)
     who = {"mid": call.mid, "key": call.key, "room_id": call.room, "platform": "goim-core"}
     token = os.fsencode(call.token) if call.token else None
     async with connect_once(host, port, **who, accepts=_operations(call.accepts), token=token) as client:
@@ -286,13 +248,6 @@ def _operations(text: str) -> list[int]:
     except ValueError:
         expected = "operations separated by commas"
         raise ConfigurationError(f"accepts: expected {expected}, got {text!r}") from None
-
-
-def _host_port(option: str, address: str) -> tuple[str, int]:
-    target = parse_address(option, address)
-    if isinstance(target, Path):
-        raise ConfigurationError(f"{option}: expected 'host:port', got {address!r}")
-    return target[0] or "127.0.0.1", target[1]
 
 
 if __name__ == "__main__":

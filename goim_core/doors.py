@@ -8,15 +8,49 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
+from attrs import frozen
+
 from goim_core.errors import ConfigurationError
-from goim_core.listener import Address, bind, parse_address
+from goim_core.guard import Guard, is_loopback
+from goim_core.listener import Address, bind, ip_of, parse_address
 
-__all__ = ["bind_doors", "check_secured", "checked_doors"]
+__all__ = ["Contexts", "bind_doors", "check_guarded", "checked_doors"]
 
 
-def checked_doors(
-    ssl_context: ssl.SSLContext | None, **doors: Address | Iterable[Address]
-) -> dict[str, list[Address]]:
+@frozen(eq=False)
+class Contexts:
+    """What the doors with TLS need."""
+
+    clients: ssl.SSLContext | None
+    """For ``tls`` and ``wss``."""
+    pushers: ssl.SSLContext | None
+    """For ``https``, where it is another."""
+
+    def of(self, door: str) -> ssl.SSLContext | None:
+        """The context of ``door``; None where it has no TLS.
+
+        Raises :class:`~goim_core.errors.ConfigurationError` where it needs one and has none.
+        """
+        if door not in ("tls", "wss", "https"):
+            return None
+        context = self.pushers if door == "https" and self.pushers is not None else self.clients
+        if context is None:
+            raise ConfigurationError(f"ssl_context: expected an ssl.SSLContext, which {door} needs")
+        return context
+
+    @property
+    def certified(self) -> bool:
+        """Whether who comes in at ``https`` has shown a certificate of those who may push.
+
+        A context that is shared with ``tls`` and ``wss`` does not count: its certificates are of clients.
+        """
+        pushers = self.pushers
+        return (
+            pushers is not None and pushers is not self.clients and pushers.verify_mode is ssl.CERT_REQUIRED
+        )
+
+
+def checked_doors(contexts: Contexts, **doors: Address | Iterable[Address]) -> dict[str, list[Address]]:
     """The addresses of each door. Raises :class:`~goim_core.errors.ConfigurationError` that names one."""
     checked = {}
     for door, value in doors.items():
@@ -26,15 +60,25 @@ def checked_doors(
             if door == "http" and isinstance(parsed, tuple) and not parsed[0]:
                 addresses[index] = ("localhost", parsed[1])
         if addresses:
-            check_secured(door, ssl_context)
+            contexts.of(door)
         checked[door] = addresses
     return checked
 
 
-def check_secured(door: str, ssl_context: ssl.SSLContext | None) -> None:
-    """Raise :class:`~goim_core.errors.ConfigurationError` where ``door`` needs a context and has none."""
-    if door in ("tls", "wss") and ssl_context is None:
-        raise ConfigurationError(f"ssl_context: expected an ssl.SSLContext, which {door} needs")
+def check_guarded(door: str, sock: socket.socket, guard: Guard, contexts: Contexts) -> None:
+    """Raise :class:`~goim_core.errors.ConfigurationError` where strangers could push through ``sock``.
+
+    Asked of the socket, not of what was configured: a name means what it was resolved to.
+    """
+    if door not in ("http", "https") or guard.has_keys or (door == "https" and contexts.certified):
+        return
+    ip = ip_of(sock.getsockname())
+    if not is_loopback(ip):
+        raise ConfigurationError(
+            f"{door}: at {ip} anyone who can reach this machine could push: set api_keys (--api-key-file), "
+            "or ask for client certificates (https with https_context, --api-client-ca), "
+            "or listen on loopback or a Unix socket only"
+        )
 
 
 def _is_address(value: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from math import inf
 from typing import Any, TypeAlias, TypeVar, cast
@@ -30,8 +31,9 @@ from goim_core.errors import (
 from goim_core.metrics import HookTimes
 from goim_core.session import MaybeAwaitable, Session
 
-__all__ = ["Exchanges", "Flow", "attempt", "settle", "settled"]
+__all__ = ["Exchanges", "Flow", "attempt", "settle", "settle_unquoted", "settled"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 Flow: TypeAlias = Generator[Awaitable[Any], Any, T]
 
@@ -46,6 +48,18 @@ def settle(value: MaybeAwaitable[T]) -> Flow[T]:
     if type(value) not in _PLAIN and inspect.isawaitable(value):
         return cast("T", (yield value))
     return cast("T", value)
+
+
+def settle_unquoted(hook: Callable[[A], MaybeAwaitable[T]], secret: A) -> Flow[T]:
+    """``settle(hook(secret))``; what it raises is logged without its text, which may repeat the secret."""
+    try:
+        return (yield from settle(hook(secret)))
+    except (Refused, Disconnect, HookError, BackboneError, StorageError, ServerStopped):
+        raise
+    except Exception as error:  # noqa: BLE001  # the border to the application, as in _step
+        trace = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+        _log.error("a hook raised %s; its text may repeat the token:\n%s", type(error).__qualname__, trace)
+    raise Refused("internal error", ErrorCode.INTERNAL)
 
 
 async def settled(value: MaybeAwaitable[T]) -> T:

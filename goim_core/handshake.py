@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import cast
 
+from attrs import define, field
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import RejectConnection, Request
 from wsproto.utilities import RemoteProtocolError, generate_accept_token
 
-__all__ = ["HandshakeError", "checked_headers", "head_size", "upgrade", "usual_headers"]
+from goim_core.protocol import MAX_BODY
+
+__all__ = ["HandshakeError", "Terms", "checked_headers", "head_size", "upgrade", "usual_headers"]
+
+
+def _origins(texts: Iterable[str]) -> frozenset[str]:
+    return frozenset(map(_origin, texts))
+
+
+@define(eq=False)
+class Terms:
+    """What all WebSocket connections of a server have in common; what is changed counts for all of them.
+
+    ``max_body``, ``max_message`` (all fragments together) and ``max_header`` (request line and
+    headers of the handshake) in bytes; ``path`` is the only one answered, a query string may follow;
+    ``origins`` are those of which a browser may come (``https://example.org``), none is all.
+    """
+
+    max_body: int = MAX_BODY
+    path: str = "/sub"
+    max_message: int = 65536
+    max_header: int = 8192
+    origins: frozenset[str] = field(default=frozenset(), converter=_origins)
 
 
 class HandshakeError(Exception):
@@ -55,7 +79,7 @@ def head_size(buffer: bytes | bytearray, limit: int) -> int:
     return size
 
 
-def upgrade(head: bytes, served: str) -> tuple[bytes, str, dict[str, str]]:
+def upgrade(head: bytes, terms: Terms) -> tuple[bytes, str, dict[str, str]]:
     """The response to the opening handshake in ``head``, its target, and its headers."""
     line = _REQUEST_LINE.match(head)
     if line is None or b"\n" in head.replace(b"\r\n", b""):
@@ -63,11 +87,14 @@ def upgrade(head: bytes, served: str) -> tuple[bytes, str, dict[str, str]]:
     if line[1] != b"GET":
         raise HandshakeError(HTTPStatus.METHOD_NOT_ALLOWED, "expected GET", ("Allow", "GET"))
     target = line[2].decode("ascii")
-    if target.partition("?")[0] != served:
-        raise HandshakeError(HTTPStatus.NOT_FOUND, f"no such path; this server answers {served}")
+    if target.partition("?")[0] != terms.path:
+        raise HandshakeError(HTTPStatus.NOT_FOUND, f"no such path; this server answers {terms.path}")
     headers = usual_headers(head[line.end() :])
     if headers is None:
         headers = checked_headers(head)
+    if terms.origins and "origin" in headers and _origin(headers["origin"]) not in terms.origins:
+        # What names none is no browser (RFC 6455 section 10.2).
+        raise HandshakeError(HTTPStatus.FORBIDDEN, "Origin: pages of this origin may not connect")
     response = _SWITCHING + generate_accept_token(headers["sec-websocket-key"].encode()) + b"\r\n\r\n"
     return response, target, headers
 
@@ -117,6 +144,14 @@ def checked_headers(head: bytes) -> dict[str, str]:
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
         raise HandshakeError(HTTPStatus.BAD_REQUEST, "a handshake has no body")
     return headers
+
+
+def _origin(text: str) -> str:
+    """An origin's one spelling: lower case, and no default port (RFC 6454 sections 4 and 6)."""
+    text = text.lower()
+    if text.startswith("https://"):
+        return text.removesuffix(":443")
+    return text.removesuffix(":80") if text.startswith("http://") else text
 
 
 # Always the same but for the token, so h11 need not make it (20 of 70 us for a handshake).

@@ -12,7 +12,7 @@ from typing import Any
 
 from goim_core.errors import ConfigurationError, GoimError
 from goim_core.flow import settled
-from goim_core.http_door import JSON, Handler, Request, Response
+from goim_core.http_message import JSON, Handler, Request, Response
 from goim_core.session import MaybeAwaitable
 
 __all__ = ["BadRequest", "answered", "first", "integer", "required", "several"]

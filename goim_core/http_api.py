@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
 from goim_core.http_answers import BadRequest, answered, first, integer, required, several
-from goim_core.http_door import Request, Routes
+from goim_core.http_message import Request, Routes
 from goim_core.protocol import INT32_MAX, pushable
 from goim_core.session import check_room_id
 from goim_core.storage import MAX_IDEMPOTENCY_KEY
@@ -67,7 +67,7 @@ class PushAPI:
 
     @property
     def routes(self) -> Routes:
-        """goim's paths and methods."""
+        """goim's paths and methods, but for :attr:`public`: they are for those who push."""
         return {
             "/goim/push/keys": {"POST": answered(self._push_keys)},
             "/goim/push/mids": {"POST": answered(self._push_mids)},
@@ -76,9 +76,13 @@ class PushAPI:
             "/goim/online/top": {"GET": answered(self._online_top)},
             "/goim/online/room": {"GET": answered(self._online_room)},
             "/goim/online/total": {"GET": answered(self._online_total)},
-            "/goim/nodes/weighted": {"GET": answered(self._nodes_weighted)},
             "/goim/nodes/instances": {"GET": answered(self._nodes_instances)},
         }
+
+    @property
+    def public(self) -> Routes:
+        """What everyone may ask: clients, where to connect."""
+        return {"/goim/nodes/weighted": {"GET": answered(self._nodes_weighted)}}
 
     def _push_keys(self, request: Request) -> Awaitable[None]:
         op = _operation(request)

@@ -9,7 +9,7 @@ from mimetypes import MimeTypes
 from pathlib import Path
 
 from goim_core.errors import ConfigurationError
-from goim_core.http_door import Handler, Request, Response, Routes
+from goim_core.http_message import Handler, Request, Response, Routes
 
 __all__ = ["operator_page", "pages"]
 

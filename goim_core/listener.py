@@ -16,7 +16,7 @@ from goim_core.clock import Deadlines, Timer
 from goim_core.errors import ConfigurationError
 from goim_core.reactor import Reactor
 
-__all__ = ["Address", "Listener", "bind", "parse_address"]
+__all__ = ["Address", "Listener", "bind", "ip_of", "parse_address"]
 
 Address: TypeAlias = "str | tuple[str, int] | os.PathLike[str]"
 """``"host:port"``, ``"[::1]:port"``, ``":port"`` (all addresses), ``(host, port)``, or a Unix socket:
@@ -65,7 +65,7 @@ class Listener:
                 continue  # the peer was gone before it was accepted
             sock.setblocking(False)
             try:
-                self._accept(sock, _ip(peer))
+                self._accept(sock, ip_of(peer))
             except OSError as error:
                 sock.close()
                 self._pause(error)
@@ -107,7 +107,8 @@ class Listener:
         self.sock.close()
 
 
-def _ip(peer: object) -> str:
+def ip_of(peer: object) -> str:
+    """The IP address in a socket's name or its peer's, empty for a Unix socket."""
     if not isinstance(peer, tuple) or not peer:
         return ""
     ip: str = peer[0]

@@ -14,7 +14,7 @@ from attrs import define
 
 from goim_core.clock import Clock
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused
-from goim_core.flow import Flow, attempt, settle
+from goim_core.flow import Flow, attempt, settle, settle_unquoted
 from goim_core.hooks import AuthHook, MessageHook, RoomHook, SessionHook
 from goim_core.protocol import INT32_MAX, Frame, encode
 from goim_core.publisher import Publisher
@@ -86,7 +86,7 @@ class Logic:
         return session
 
     def _authenticated(self, request: AuthRequest) -> Flow[Session]:
-        session = yield from settle(self._hooks.auth.authenticate(request))
+        session = yield from settle_unquoted(self._hooks.auth.authenticate, request)
         if not isinstance(session, Session):
             raise _wrong(self._hooks.auth.authenticate, "a Session", session)
         return session

@@ -14,7 +14,7 @@ import anyio.lowlevel
 import attrs
 
 from goim_core.http_answers import BadRequest, answered, first, integer, required
-from goim_core.http_door import JSON, Request, Response, Routes, error
+from goim_core.http_message import JSON, Request, Response, Routes, error
 from goim_core.overview import Overview
 from goim_core.prometheus import CONTENT_TYPE
 from goim_core.scrape import scrape

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -17,8 +17,11 @@ from goim_core.comet import Comet
 from goim_core.connection import Edge, Stage
 from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
+from goim_core.doors import Contexts, check_guarded
 from goim_core.errors import ConfigurationError
 from goim_core.flow import Exchanges
+from goim_core.guard import Guard
+from goim_core.handshake import Terms
 from goim_core.http_door import HTTPDoor
 from goim_core.job import Job
 from goim_core.listener import Accept, Listener
@@ -56,7 +59,7 @@ class Pipeline:
     counters: Counters
     instruments: Instruments
     tracer: Tracer
-    ssl_context: ssl.SSLContext | None
+    contexts: Contexts
     new_reactor: Callable[[], Reactor]
     listeners: dict[str, list[Listener]] = field(init=False, factory=dict)
     edge: Edge = field(init=False)
@@ -65,6 +68,10 @@ class Pipeline:
     stopping: Stopping | None = field(init=False, default=None)
     _scope: anyio.CancelScope = field(init=False)
     _tasks: TaskGroup = field(init=False)
+    _terms: Terms = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._terms = _terms_of(self.options)
 
     async def run(self, sockets: list[tuple[str, socket.socket]], *, task_status: TaskStatus[None]) -> None:
         """Serve what comes in at ``sockets``, each with the name of its door, until :meth:`end`."""
@@ -105,18 +112,23 @@ class Pipeline:
                 task_status.started()
         reactor.close()
 
-    def reload(self, options: Options) -> None:
+    def reload(self, options: Options, contexts: Contexts, guard: Guard) -> None:
         """See :meth:`goim_core.Server.reload`."""
+        for door, listeners in self.listeners.items():
+            for listener in listeners:
+                check_guarded(door, listener.sock, guard, contexts)
         for name in FIXED:
             now, wanted = getattr(self.options, name), getattr(options, name)
             if now != wanted:
                 raise ConfigurationError(f"{name}: it is {now!r} while the server runs, got {wanted!r}")
+        self.contexts, self.http.guard = contexts, guard
         self.options = self._job.options = self.edge.operations.options = options
         self.edge.reload(options)
         self.edge.exchanges.bound(options.max_hooks, options.hook_timeout)
         self.publisher.timeout = options.hook_timeout
         self.http.max_body = options.http_max_body
         self._census.interval = options.census
+        self._terms = _terms_of(options)
         for source in self.edge.reactor.sources():
             if isinstance(source, Conversation):
                 source.wire.bound(options.max_body)
@@ -127,22 +139,23 @@ class Pipeline:
 
     def acceptor(self, door: str) -> Accept:
         """What becomes of a socket that comes in at ``door``."""
-        edge, context = self.edge, self.ssl_context
+        edge = self.edge
+        websocket = door in ("ws", "wss")
+        stage = Stage.HANDSHAKE if websocket else Stage.AUTH
 
-        def new_wire() -> Wire:
-            if door in ("ws", "wss"):
-                return WebSocketWire(edge.options.max_body, edge.options.ws_path)
-            return TCPWire(edge.options.max_body)
+        def secured(sock: socket.socket) -> socket.socket | TLSSocket:
+            context = self.contexts.of(door)
+            return sock if context is None else TLSSocket(sock, context)
 
         def accept_http(sock: socket.socket, _: str) -> None:
-            self._tasks.start_soon(self.http.serve, sock)
+            certified = door == "https" and self.contexts.certified
+            self._tasks.start_soon(partial(self.http.serve, secured(sock), certified=certified))
 
         def accept(sock: socket.socket, address: str) -> None:
-            stage = Stage.HANDSHAKE if door in ("ws", "wss") else Stage.AUTH
-            secured = TLSSocket(sock, context) if door in ("tls", "wss") and context is not None else sock
-            Conversation.open(secured, new_wire(), edge, stage, address)
+            wire: Wire = WebSocketWire(self._terms) if websocket else TCPWire(edge.options.max_body)
+            Conversation.open(secured(sock), wire, edge, stage, address)
 
-        return accept_http if door == "http" else accept
+        return accept_http if door in ("http", "https") else accept
 
     def _replaced(self, session: Session) -> None:
         channel = self.comet.buckets.get(session.key)
@@ -160,3 +173,7 @@ class Pipeline:
         """Stop: see :meth:`Stopping.close`."""
         assert self.stopping is not None
         await self.stopping.close()
+
+
+def _terms_of(options: Options) -> Terms:
+    return Terms(options.max_body, options.ws_path, origins=options.origins)

@@ -21,12 +21,13 @@ from goim_core.channel import Counters
 from goim_core.clock import Clock, Deadlines, SystemClock
 from goim_core.comet import Comet
 from goim_core.discovery import Discovery, Node, StaticDiscovery
-from goim_core.doors import bind_doors, check_secured, checked_doors
+from goim_core.doors import Contexts, bind_doors, check_guarded, checked_doors
 from goim_core.errors import ConfigurationError, Disconnect, ServerStopped
+from goim_core.guard import Guard
 from goim_core.hooks import AuthHook, Hook, MessageHook, RoomHook, SessionHook
 from goim_core.http_api import PushAPI
-from goim_core.http_door import HTTPDoor, Routes
-from goim_core.http_pages import operator_page
+from goim_core.http_door import Routes
+from goim_core.http_routes import http_door
 from goim_core.listener import Address
 from goim_core.logic import Hooks, Logic
 from goim_core.metrics import Instruments
@@ -56,13 +57,17 @@ class Server(Overview):
     """goim's pipeline in this process: ``async with Server(auth=..., ws="127.0.0.1:3102") as server:``.
 
     ``auth`` decides who may connect and has to be chosen; ``rooms``, ``sessions`` and ``messages`` are the
-    other hooks, and ``storage`` keeps messages for users who are away. ``tcp``, ``tls``, ``ws``, ``wss`` and
-    ``http`` each take one address or several (see :data:`~goim_core.listener.Address`); ``tls`` and ``wss``
-    need ``ssl_context``. ``http`` is the push API, on loopback unless its address names a host; ``routes``
-    adds the application's own pages to it. ``queue`` and ``registry`` are in memory unless given, ``reactor``
-    and ``clock`` the system's. ``name`` is this node's, unique in a cluster; ``host`` the name or address at
-    which clients are told to find it. ``discovery`` knows the other nodes, and needs ``host``; the others
-    know this one by ``region``, ``zone`` and ``weight``, which share of the clients it is to get.
+    other hooks, and ``storage`` keeps messages for users who are away. ``tcp``, ``tls``, ``ws``, ``wss``,
+    ``http`` and ``https`` each take one address or several (see :data:`~goim_core.listener.Address`); those
+    with TLS need ``ssl_context`` (:func:`~goim_core.tls.server_context` makes one). ``http`` and ``https``
+    are the push API, and ``routes`` adds the application's own pages; ``http`` is on loopback unless its
+    address names a host. Who pushes shows one of ``api_keys``, or at ``https`` a certificate that
+    ``https_context`` asks for; a server with neither does not start where others than programs of this
+    machine could push.
+    ``queue`` and ``registry`` are in memory unless given, ``reactor`` and ``clock`` the system's. ``name`` is
+    this node's, unique in a cluster; ``host`` the name or address at which clients are told to find it.
+    ``discovery`` knows the other nodes, and needs ``host``; the others know this one by ``region``, ``zone``
+    and ``weight``, which share of the clients it is to get.
 
     It runs inside the program's event loop, asyncio or trio, and runs once. Leaving the block stops it:
     it lets no one in any more, sends what was accepted, tells its clients and waits for hooks, all within
@@ -87,7 +92,10 @@ class Server(Overview):
         ws: Address | Iterable[Address] = (),
         wss: Address | Iterable[Address] = (),
         http: Address | Iterable[Address] = (),
+        https: Address | Iterable[Address] = (),
         ssl_context: ssl.SSLContext | None = None,
+        https_context: ssl.SSLContext | None = None,
+        api_keys: Iterable[str] = (),
         routes: Routes | None = None,
         options: Options | None = None,
         queue: Queue | None = None,
@@ -108,7 +116,8 @@ class Server(Overview):
         self._node = Node(self.name, host=host, region=region, zone=zone, weight=weight)
         self._discovery = StaticDiscovery(()) if discovery is None else discovery
         self._weigher = Weigher()
-        self._doors = checked_doors(ssl_context, tcp=tcp, tls=tls, ws=ws, wss=wss, http=http)
+        contexts = Contexts(ssl_context, https_context)
+        self._doors = checked_doors(contexts, tcp=tcp, tls=tls, ws=ws, wss=wss, http=http, https=https)
         self._deadlines = self._new_deadlines(SystemClock() if clock is None else clock)
         self.instruments = Instruments(self._deadlines.clock.now)
         self._deadlines.on_tick = self.instruments.loop.observe
@@ -148,22 +157,18 @@ class Server(Overview):
             queue=self._queue,
             registry=self._registry,
             discovery=self._discovery,
-            http=HTTPDoor({**self._own_routes(), **(routes or {})}, max_body=options.http_max_body),
+            http=http_door(PushAPI(self), OperatorAPI(self), routes or {}, Guard(api_keys), options),
             deadlines=self._deadlines,
             options=options,
             counters=self._counters,
             instruments=self.instruments,
             tracer=self._tracer,
-            ssl_context=ssl_context,
+            contexts=contexts,
             new_reactor=reactor,
         )
         self._listeners = self._pipeline.listeners
         self._tasks: TaskGroup | None = None
         self._running = False
-
-    def _own_routes(self) -> Routes:
-        operator = OperatorAPI(self)
-        return {**operator_page(), **PushAPI(self).routes, **operator.routes, **operator.public}
 
     def _hook(self, argument: str, kind: type[H], hook: H | None) -> H:
         if hook is None:
@@ -172,7 +177,9 @@ class Server(Overview):
                 f"token and is for development; your own subclass of AuthHook decides by itself"
             )
         if not isinstance(hook, kind):
-            raise ConfigurationError(f"{argument}: expected an instance of {kind.__name__}, got {hook!r}")
+            raise ConfigurationError(
+                f"{argument}: expected an instance of {kind.__name__}, got {type(hook).__name__}"
+            )
         hook.server = self
         if hook not in self._hooks:  # one object may be several
             self._hooks.append(hook)
@@ -185,6 +192,8 @@ class Server(Overview):
             raise ServerStopped("a Server runs once: make a new one to start again")
         sockets = bind_doors(self._doors, self.options.backlog)
         try:
+            for door, sock in sockets:
+                check_guarded(door, sock, self._pipeline.http.guard, self._pipeline.contexts)
             async with AsyncExitStack() as opened:
                 for hook in self._hooks:
                     opened.push_async_callback(self._close, hook)
@@ -252,28 +261,44 @@ class Server(Overview):
     def accept(self, sock: socket.socket, door: str = "tcp", address: str = "") -> None:
         """Take in a connected, non-blocking socket that somebody else has accepted.
 
-        ``door`` is what it speaks: tcp, tls, ws, wss or http; ``address`` the peer's. The socket is the
-        server's from now on. Raises :class:`~goim_core.errors.ServerStopped` outside the server's block,
-        :class:`ValueError` for another door, and :class:`~goim_core.errors.ConfigurationError` for tls and
-        wss without ``ssl_context``.
+        ``door`` is what it speaks: tcp, tls, ws, wss, http or https; ``address`` the peer's. The socket is
+        the server's from now on. Raises :class:`~goim_core.errors.ServerStopped` outside the server's block,
+        :class:`ValueError` for another door, and :class:`~goim_core.errors.ConfigurationError` for TLS
+        without a context, and for a socket of the push API that is neither local nor guarded.
         """
         self._pushes()
         if self._pipeline.stopping is not None:
             raise ServerStopped("the server is stopping")
         if door not in self._doors:
             raise ValueError(f"door: expected one of {', '.join(self._doors)}; got {door!r:.80}")
-        check_secured(door, self._pipeline.ssl_context)
+        contexts = self._pipeline.contexts
+        contexts.of(door)
+        check_guarded(door, sock, self._pipeline.http.guard, contexts)
         self._pipeline.acceptor(door)(sock, address)
 
-    def reload(self, *, options: Options) -> None:
-        """Change limits and times while it runs: who is connected has the new ones from its next frame on.
+    def reload(
+        self,
+        *,
+        options: Options | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        https_context: ssl.SSLContext | None = None,
+        api_keys: Iterable[str] | None = None,
+    ) -> None:
+        """Change what is given while it runs: all of it, or nothing where this raises.
 
-        Raises :class:`~goim_core.errors.ConfigurationError` that names an option which cannot change
-        (``backlog``, ``buckets``, ``queue_size``, ``ws_path``): then nothing has changed. Raises
+        Who is connected has the new limits and times from its next frame on, and keeps its TLS as it is; who
+        connects from now on gets the new contexts. API keys are the new ones from the next request on.
+
+        Raises :class:`~goim_core.errors.ConfigurationError` that names what cannot be, an option that cannot
+        change (``backlog``, ``buckets``, ``queue_size``, ``ws_path``) for one, and
         :class:`~goim_core.errors.ServerStopped` outside the server's block.
         """
         self._pushes()
-        self._pipeline.reload(options)
+        now = self._pipeline.contexts
+        contexts = Contexts(ssl_context or now.clients, https_context or now.pushers)
+        guard = self._pipeline.http.guard if api_keys is None else Guard(api_keys)
+        options = options or self.options
+        self._pipeline.reload(options, contexts, guard)
         self.options = options
 
     # Pushes.

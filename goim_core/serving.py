@@ -14,7 +14,7 @@ from attrs import define, evolve
 from goim_core.errors import GoimError
 from goim_core.options import FIXED
 from goim_core.server import Server
-from goim_core.settings import RELOADED, log_level, options_of
+from goim_core.settings import RELOADED, log_level, options_of, security_of
 from goim_core.taskgroup import leave
 
 __all__ = ["Reload", "serve_until_signal"]
@@ -94,7 +94,10 @@ class Reload:
             kept = [f"options.{name}" for name in FIXED if getattr(options, name) != fixed[name]]
             names = sorted({*wanted, *self.settings} - RELOADED)
             kept += [name for name in names if wanted.get(name) != self.settings.get(name)]
-            self.server.reload(options=evolve(options, **fixed))
+            # The doors stay as they are, and need what they need.
+            effective = {name: value for name, value in self.settings.items() if name not in RELOADED}
+            effective |= {name: value for name, value in wanted.items() if name in RELOADED}
+            self.server.reload(options=evolve(options, **fixed), **security_of(effective))
         except GoimError as error:
             _log.error("nothing was loaded again: %s", error)
             return

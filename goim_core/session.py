@@ -128,7 +128,7 @@ class Session:
     accepts: frozenset[int] = field(default=frozenset(), converter=_accepts, on_setattr=_FOLLOWS)
     device: str = field(default="", converter=_intern, validator=_name)
     expires: float = field(default=inf, validator=_unix_time, on_setattr=_FOLLOWS)
-    data: Any = field(default=None, on_setattr=setters.NO_OP)
+    data: Any = field(default=None, on_setattr=setters.NO_OP, repr=False)
     server: str = ""
     joined: frozenset[str] = field(default=NOWHERE, on_setattr=setters.NO_OP)
 
@@ -165,11 +165,11 @@ class AuthRequest:
     (lower-case names; the first of a repeated header), empty on TCP.
     """
 
-    token: bytes
+    token: bytes = field(repr=False)
     transport: str = "tcp"
     address: str = ""
-    path: str = ""
-    headers: Mapping[str, str] = field(factory=dict)
+    path: str = field(default="", repr=False)  # some have the token in the query
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     @property
     def cookie(self) -> str:

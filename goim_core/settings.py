@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import ssl
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from goim_core.errors import ConfigurationError
 from goim_core.hooks import AuthHook
 from goim_core.options import Options
 from goim_core.server import Server
+from goim_core.tls import server_context
 
 __all__ = [
+    "API_KEYS_VARIABLE",
     "BACKENDS",
     "DEFAULT_DOORS",
     "DOORS",
@@ -31,8 +34,10 @@ __all__ = [
     "backend_of",
     "log_level",
     "options_of",
+    "read_api_keys",
     "read_config",
     "read_secrets",
+    "security_of",
     "server_of",
     "settings_of",
 ]
@@ -42,24 +47,15 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
-DOORS = ("tcp", "tls", "ws", "wss", "http")
+DOORS = ("tcp", "tls", "ws", "wss", "http", "https")
 DEFAULT_DOORS = {"tcp": ":3101", "ws": ":3102", "http": "127.0.0.1:3111"}
 """goim's ports."""
 PLACE = ("region", "zone", "weight")
 """What other nodes and clients choose this one by: goim's REGION, ZONE and WEIGHT unless given."""
-SETTINGS = (
-    *DOORS,
-    *PARTS,
-    "backend",
-    "certificate",
-    "private_key",
-    "host",
-    "name",
-    "log",
-    "log_format",
-    *PLACE,
-)
-RELOADED = frozenset(("options", "log"))
+SECURITY = ("certificate", "private_key", "client_ca", "api_key_file", "api_client_ca")
+"""The files that say who is who: read again when the server is told to."""
+SETTINGS = (*DOORS, *PARTS, "backend", *SECURITY, "host", "name", "log", "log_format", *PLACE)
+RELOADED = frozenset(("options", "log", *SECURITY))
 """What a running server can be told anew."""
 SIGNED = ("secret_file", "cookie", "origins")
 JWT = (
@@ -73,6 +69,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """The tables of a configuration file, and what may be in each."""
 SECRET_VARIABLE = "GOIM_CORE_SECRET"  # noqa: S105  # its name only
+API_KEYS_VARIABLE = "GOIM_CORE_API_KEYS"
 
 
 def settings_of(call: argparse.Namespace) -> dict[str, Any]:
@@ -106,16 +103,21 @@ def read_config(config: Path) -> dict[str, Any]:
             raise ConfigurationError(f"{config}: {name}: expected one of {', '.join(SETTINGS)}, {tables}")
         texts = value if name in DOORS and isinstance(value, list) else [value]
         if not all(isinstance(text, int if name == "weight" else str) for text in texts):
-            raise ConfigurationError(f"{config}: {name}: expected text, got {value!r}")
+            raise ConfigurationError(f"{config}: {name}: expected text, got {_kind(value)}")
     return settings
 
 
 def _check_table(table: str, given: Any) -> None:
     if not isinstance(given, dict):
-        raise ConfigurationError(f"{table}: expected a table, got {given!r}")
+        raise ConfigurationError(f"{table}: expected a table, got {_kind(given)}")
     for name in given:
         if name not in TABLES[table]:
             raise ConfigurationError(f"{table}: {name}: expected one of {', '.join(TABLES[table])}")
+
+
+def _kind(value: object) -> str:
+    """What a value is, in place of the value: it may be a secret that stands in the wrong line."""
+    return type(value).__name__
 
 
 def backend_of(name: str) -> tuple[str, dict[str, Any]]:
@@ -143,9 +145,8 @@ def server_of(settings: dict[str, Any]) -> Server:
     settings = {name: value for name, value in settings.items() if name not in others}
     tables = {table: settings.pop(table, {}) for table in TABLES}
     chosen = {name: settings.pop(name, None) for name in PARTS}
-    certificate, private_key = settings.pop("certificate", None), settings.pop("private_key", None)
-    if not certificate and (settings.get("tls") or settings.get("wss")):
-        raise ConfigurationError("certificate: missing, tls and wss need one")
+    security = security_of(settings)
+    settings = {name: value for name, value in settings.items() if name not in SECURITY}
     if chosen["auth"] is None:
         raise ConfigurationError(
             f"auth: missing: expected {CHOICES['auth']}. 'open' believes any token, for development; "
@@ -154,12 +155,33 @@ def server_of(settings: dict[str, Any]) -> Server:
     if isinstance(settings.get("weight"), str):
         settings["weight"] = _weight(settings["weight"])
     parts = {name: _part(name, choice, tables) for name, choice in chosen.items() if choice is not None}
-    return Server(
-        **parts,
-        ssl_context=_ssl_context(certificate, private_key) if certificate else None,
-        options=options_of(tables["options"]),
-        **settings,
-    )
+    return Server(**parts, **security, options=options_of(tables["options"]), **settings)
+
+
+def security_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """``ssl_context``, ``https_context`` and ``api_keys`` of the settings, for Server and for its reload.
+
+    Raises ConfigurationError that names the setting.
+    """
+    certificate = settings.get("certificate")
+    if not certificate and any(settings.get(door) for door in ("tls", "wss", "https")):
+        raise ConfigurationError("certificate: missing, tls, wss and https need one")
+    clients, pushers = settings.get("client_ca"), settings.get("api_client_ca")
+    if clients and not (settings.get("tls") or settings.get("wss")):
+        raise ConfigurationError("client_ca: it is for tls and wss, and the server has neither")
+    if pushers and not settings.get("https"):
+        raise ConfigurationError("api_client_ca: it is for https, and the server has none")
+
+    def context(client_ca: str | None) -> ssl.SSLContext | None:
+        key = settings.get("private_key")
+        return server_context(certificate, key, client_ca=client_ca) if certificate else None
+
+    # Two, so that a client's certificate is none of those who may push.
+    return {
+        "ssl_context": context(clients),
+        "https_context": context(pushers),
+        "api_keys": read_api_keys(settings.get("api_key_file")),
+    }
 
 
 def _weight(text: str) -> int:
@@ -217,33 +239,35 @@ _AUTHS: dict[str, Callable[[dict[str, dict[str, Any]]], AuthHook]] = {
 
 def read_secrets(path: str | None) -> list[bytes]:
     """The secrets in a file, or else in the environment: one a line, of which the first one signs."""
-    if path is not None:
-        text, source = _read_file("secret-file", path), repr(path)
-    elif (value := os.environ.get(SECRET_VARIABLE)) is not None:
-        text, source = os.fsencode(value), SECRET_VARIABLE
-    else:
+    secrets = _lines("secret-file", "a secret", path, SECRET_VARIABLE)
+    if secrets is None:
         raise ConfigurationError(f"secret-file: missing: name a file, or set {SECRET_VARIABLE}")
-    secrets = [line.strip() for line in text.splitlines() if line.strip()]
-    if not secrets:
-        raise ConfigurationError(f"secret-file: expected a secret in a line, {source} is empty")
     return secrets
+
+
+def read_api_keys(path: str | None) -> list[str]:
+    """The API keys in a file, or else in the environment, one a line; none where there is neither."""
+    return [os.fsdecode(key) for key in _lines("api-key-file", "a key", path, API_KEYS_VARIABLE) or ()]
+
+
+def _lines(setting: str, expected: str, path: str | None, variable: str) -> list[bytes] | None:
+    """What the lines of the file say, or those of the variable where no file is named."""
+    if path is not None:
+        text, source = _read_file(setting, path), repr(path)
+    elif (value := os.environ.get(variable)) is not None:
+        text, source = os.fsencode(value), variable
+    else:
+        return None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigurationError(f"{setting}: expected {expected} in a line, {source} is empty")
+    return lines
 
 
 def _read_file(setting: str, path: object) -> bytes:
     if not isinstance(path, str):
-        raise ConfigurationError(f"{setting}: expected a file's name, got {path!r}")
+        raise ConfigurationError(f"{setting}: expected a file's name, got {_kind(path)}")
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{setting}: cannot read {path!r}: {error.strerror}") from None
-
-
-def _ssl_context(certificate: str, private_key: str | None) -> Any:
-    import ssl  # noqa: PLC0415  # a server without TLS does without OpenSSL
-
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except OSError as error:
-        raise ConfigurationError(f"certificate: cannot load {certificate!r}: {error}") from None
-    return context

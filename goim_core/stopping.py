@@ -72,8 +72,8 @@ class Stopping:
             # Before the doors close, so that nobody is sent to a closed one.
             with self._until(ANNOUNCED):
                 await self.discovery.cancel()
-            # The http door stays open: there clients ask where else to go, and monitors how it stands.
-            self._close_doors(but="http")
+            # Those of HTTP stay open: there clients ask where else to go, and monitors how it stands.
+            self._close_doors(but=("http", "https"))
             await self._send_out(SENT)
             self.edge.empty = anyio.Event()
             with self._until(LED):
@@ -146,9 +146,9 @@ class Stopping:
 
     # Doors, the queue, and hooks.
 
-    def _close_doors(self, but: str = "") -> None:
+    def _close_doors(self, but: tuple[str, ...] = ()) -> None:
         for door, listeners in self.listeners.items():
-            for listener in listeners if door != but else ():
+            for listener in listeners if door not in but else ():
                 listener.close()
 
     async def _send_out(self, share: float) -> None:

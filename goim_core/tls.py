@@ -11,11 +11,88 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TypeAlias
 
-__all__ = ["TLSSocket"]
+from goim_core.errors import ConfigurationError
+
+__all__ = ["TLSSocket", "server_context"]
+
+FilePath: TypeAlias = str | PathLike[str]
+
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""For TLS 1.2: forward secrecy and AEAD only (RFC 9325 section 4.2). Those of TLS 1.3 are all so."""
 
 RECORD = 1 << 14
 """The largest plain text of a TLS record (RFC 8446 section 5.1)."""
+
+
+def server_context(
+    certificate: FilePath, private_key: FilePath | None = None, *, client_ca: FilePath | None = None
+) -> ssl.SSLContext:
+    """A server's context with defaults of today: TLS 1.2 and 1.3, and no cipher without forward secrecy.
+
+    ``certificate`` is a PEM file with the chain, the server's own first; ``private_key`` one with its key,
+    where that is not in the same file. ``client_ca`` is a PEM file with the authorities of clients: who has
+    no certificate of theirs is turned away in the handshake.
+
+    Raises :class:`~goim_core.errors.ConfigurationError` that names the argument.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    # One is enough for a client with one connection. The key that seals tickets is the context's own, so
+    # that it ends when certificates are loaded again; without tickets OpenSSL would keep sessions itself.
+    context.num_tickets = 1
+    _load_certificate(context, certificate, private_key)
+    if client_ca is not None:
+        _load_client_ca(context, client_ca)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, certificate: FilePath, private_key: FilePath | None) -> None:
+    def no_password() -> str:
+        raise ConfigurationError("private_key: expected a key without a password")
+
+    files = (
+        {"certificate": certificate}
+        if private_key is None
+        else {
+            "certificate": certificate,
+            "private_key": private_key,
+        }
+    )
+    for argument, file in files.items():
+        _check_readable(argument, file)
+    try:
+        context.load_cert_chain(certificate, private_key, no_password)
+    except ssl.SSLError as error:
+        # Which of the two it is, OpenSSL does not always say.
+        named, shown = ", ".join(files), " with ".join(repr(fspath(file)) for file in files.values())
+        raise ConfigurationError(f"{named}: cannot use {shown}: {_said(error)}") from None
+
+
+def _load_client_ca(context: ssl.SSLContext, client_ca: FilePath) -> None:
+    _check_readable("client_ca", client_ca)
+    try:
+        context.load_verify_locations(client_ca)
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"client_ca: cannot use {fspath(client_ca)!r}: {_said(error)}") from None
+    context.verify_mode = ssl.CERT_REQUIRED
+
+
+def _check_readable(argument: str, file: FilePath) -> None:
+    try:
+        with Path(file).open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{argument}: cannot read {fspath(file)!r}: {error.strerror}") from None
+
+
+def _said(error: ssl.SSLError) -> str:
+    return error.reason.replace("_", " ").lower() if error.reason else "not in PEM, or not all of it is there"
 
 
 class TLSSocket:
@@ -34,6 +111,11 @@ class TLSSocket:
     def fileno(self) -> int:
         """The socket's descriptor, -1 when closed."""
         return self.raw.fileno()
+
+    @property
+    def established(self) -> bool:
+        """Whether the handshake is done."""
+        return self._tls.version() is not None
 
     @property
     def blocked(self) -> bool:

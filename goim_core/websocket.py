@@ -15,8 +15,8 @@ from wsproto.events import CloseConnection, Message, Ping, Pong
 from wsproto.frame_protocol import CloseReason
 
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
-from goim_core.handshake import HandshakeError, head_size, upgrade
-from goim_core.protocol import HEADER_SIZE, MAX_BODY, Frame, frame_at, lone_frame
+from goim_core.handshake import HandshakeError, Terms, head_size, upgrade
+from goim_core.protocol import HEADER_SIZE, Frame, frame_at, lone_frame
 from goim_core.wire import NO_HEADERS, WEBSOCKET, Answer, Wire, disconnect_frame, encodable, websocket_binary
 
 __all__ = ["WebSocketWire"]
@@ -40,10 +40,8 @@ _HANDSHAKE, _OPEN, _FAILED, _ENDED = range(4)
 class WebSocketWire(Wire):
     """Frames inside WebSocket messages, after the opening handshake (RFC 6455).
 
-    ``max_body``, ``max_message`` (all fragments together) and ``max_header`` (request line and
-    headers of the handshake) in bytes; ``path`` is the only one answered, a query string may follow.
-    No subprotocol and no extension is ever agreed on. A handshake that fails is an :class:`Answer`
-    with an HTTP error; only what comes after it raises.
+    ``terms`` are its limits, shared by all connections. No subprotocol and no extension is ever agreed
+    on. A handshake that fails is an :class:`Answer` with an HTTP error; only what comes after it raises.
 
     A message, binary or text, holds one or more complete frames and nothing else. An empty message,
     a frame that is longer than its message and bytes left over are protocol errors (goim does not
@@ -56,25 +54,17 @@ class WebSocketWire(Wire):
         "_failure",
         "_message",
         "_message_at",
-        "_served",
         "_stage",
         "_start",
         "headers",
-        "max_body",
-        "max_header",
-        "max_message",
         "path",
+        "terms",
     )
 
     form = WEBSOCKET
 
-    def __init__(
-        self, max_body: int = MAX_BODY, path: str = "/sub", max_message: int = 65536, max_header: int = 8192
-    ) -> None:
-        self.max_body = max_body
-        self.max_message = max_message
-        self.max_header = max_header
-        self._served = path
+    def __init__(self, terms: Terms | None = None) -> None:
+        self.terms = Terms() if terms is None else terms
         self.path = ""
         self.headers = NO_HEADERS
         self._stage = _HANDSHAKE
@@ -99,7 +89,7 @@ class WebSocketWire(Wire):
             or self._stage != _OPEN
         ):
             return None
-        return lone_frame(_unmasked(data, 6, size), self.max_body)
+        return lone_frame(_unmasked(data, 6, size), self.terms.max_body)
 
     def receive(self, data: bytes) -> None:
         """See :meth:`Wire.receive`. What comes after the end or a failure is dropped."""
@@ -141,7 +131,7 @@ class WebSocketWire(Wire):
                 answer = self._unusual(start, header, end)
                 if answer or end > len(buffer):
                     return answer
-            elif length > self.max_message:
+            elif length > self.terms.max_message:
                 raise self._too_big()
             elif end > len(buffer):
                 return None
@@ -160,7 +150,7 @@ class WebSocketWire(Wire):
     def _next_of_message(self) -> Frame:
         message, at = self._message, self._message_at
         try:
-            frame = frame_at(message, at, self.max_body)
+            frame = frame_at(message, at, self.terms.max_body)
         except ProtocolError as error:
             raise self._fail(error.reason, error.code) from None
         if frame is None:
@@ -183,7 +173,7 @@ class WebSocketWire(Wire):
         if borrowed is None:
             borrowed = self._borrowed = _Borrowed()
         control = buffer[start] & 0x08
-        if not control and len(borrowed.message) + end - start - header > self.max_message:
+        if not control and len(borrowed.message) + end - start - header > self.terms.max_message:
             raise self._too_big()
         if end > len(buffer):
             if not borrowed.header_fed:
@@ -238,10 +228,10 @@ class WebSocketWire(Wire):
 
     def _handshake(self) -> Answer | None:
         try:
-            size = head_size(self._buffer, self.max_header)
+            size = head_size(self._buffer, self.terms.max_header)
             if not size:
                 return None
-            response, self.path, self.headers = upgrade(bytes(self._buffer[:size]), self._served)
+            response, self.path, self.headers = upgrade(bytes(self._buffer[:size]), self.terms)
         except HandshakeError as error:
             self._end(_ENDED)
             code = (
@@ -255,7 +245,7 @@ class WebSocketWire(Wire):
         return Answer(response)
 
     def _too_big(self) -> ProtocolError:
-        return self._fail(f"message: expected at most {self.max_message} bytes", CloseCode.TOO_BIG)
+        return self._fail(f"message: expected at most {self.terms.max_message} bytes", CloseCode.TOO_BIG)
 
     def _fail(self, reason: str, code: int = CloseCode.PROTOCOL_ERROR) -> ProtocolError:
         # The error itself is not kept: with its traceback it would be a reference cycle.
@@ -292,7 +282,7 @@ class WebSocketWire(Wire):
 
     def bound(self, max_body: int) -> None:
         """See :meth:`Wire.bound`."""
-        self.max_body = max_body
+        self.terms.max_body = max_body
 
     def forget_handshake(self) -> None:
         """See :meth:`Wire.forget_handshake`."""

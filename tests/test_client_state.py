@@ -396,7 +396,7 @@ def test_settings_name_what_is_wrong(name: str, value: object) -> None:
         ("tls://h:1", Target("tls", "h", 1), "tls://h:1"),
         ("ws://h", Target("ws", "h", 3102, "/sub"), "ws://h:3102/sub"),
         ("wss://h/", Target("wss", "h", 3103, "/sub"), "wss://h:3103/sub"),
-        ("ws://[::1]:5/a?b=c", Target("ws", "::1", 5, "/a?b=c"), "ws://[::1]:5/a?b=c"),
+        ("ws://[::1]:5/a?b=c", Target("ws", "::1", 5, "/a?b=c"), "ws://[::1]:5/a"),
     ],
 )  # fmt: skip
 def test_addresses(address: str, target: Target, shown: str) -> None:

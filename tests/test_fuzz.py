@@ -45,7 +45,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "frames": ("goim_core.protocol._bad_header", lambda *_: ProtocolError("", 1007)),
     "handshake": ("goim_core.handshake._SWITCHING", b"HTTP/1.1 101 \r\nSec-WebSocket-Accept: "),
     "messages": ("goim_core.websocket._usual", lambda first, *_: first & 15 == 2),
-    "requests": ("goim_core.http_door._target", broken),
+    "requests": ("goim_core.http_conversation._target", broken),
     "tokens": ("goim_core.auth.session_of", broken),
     "operations": ("goim_core.operations._decimals", broken),
     "pushes": ("goim_core.adapters.pushmsg._signed", lambda value: value),

@@ -128,7 +128,8 @@ async def test_a_push_that_may_be_tried_again() -> None:
     ],
 )
 async def test_a_question(path: str, data: str) -> None:
-    async with connected(HTTPDoor(PushAPI(Recorder()).routes), tcp_pair) as peer:
+    api = PushAPI(Recorder())
+    async with connected(HTTPDoor({**api.routes, **api.public}), tcp_pair) as peer:
         expected = f'{{"code":0,"message":"","data":{data}}}'.encode()
         assert await ask(peer, f"/goim/{path}") == expected
 
@@ -218,7 +219,9 @@ async def test_a_fault_of_the_server_is_no_answer_of_the_api(caplog: pytest.LogC
 
 
 async def test_each_path_has_one_method() -> None:
-    routes = PushAPI(Recorder()).routes
+    api = PushAPI(Recorder())
+    assert set(api.public) == {"/goim/nodes/weighted"}
+    routes = {**api.routes, **api.public}
     assert len(routes) == 9
     async with connected(HTTPDoor(routes)) as peer:
         for path in routes:

@@ -16,9 +16,9 @@ from attrs import frozen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from goim_core import http_door
+from goim_core import http_conversation
 from goim_core.errors import ConfigurationError
-from goim_core.http_door import HTTPDoor, Request, Response, Routes
+from goim_core.http_door import Handler, HTTPDoor, Request, Response, Routes
 from goim_core.http_pages import pages
 from goim_core.protocol import Frame, Op
 
@@ -372,7 +372,7 @@ async def test_a_refused_body_does_not_reset_its_answer_away() -> None:
 
 
 async def test_a_refused_body_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_door, "_DISCARD", 100_000)
+    monkeypatch.setattr(http_conversation, "DISCARD", 100_000)
     async with connected(HTTPDoor(ROUTES, max_body=1, linger=100), tcp_pair) as peer:
         await peer.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n")
 
@@ -572,7 +572,7 @@ async def test_a_slow_request_is_answered_so(part: bytes) -> None:
 
 async def test_a_byte_now_and_then_buys_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each byte is there before the door waits for it: on uvloop such a wait is never cancelled.
-    monkeypatch.setattr(http_door, "_CHUNK", 1)
+    monkeypatch.setattr(http_conversation, "CHUNK", 1)
     async with connected(HTTPDoor(ROUTES, timeout=0.005, linger=0.1, max_header=50_000)) as peer:
         await peer.send(padded(50_000))
         assert (await peer.answer()).status == 408
@@ -705,14 +705,14 @@ async def raises_later(request: Request) -> Response:
     [
         (raises, "secret"),
         (raises_later, "secret"),
-        (lambda _: None, "a route has to return a Response, got None"),
-        (lambda _: b"bytes", "a route has to return a Response, got b'bytes'"),
+        (lambda _: None, "a route has to return a Response, got NoneType"),
+        (lambda _: b"bytes", "a route has to return a Response, got bytes"),
         (lambda _: Response(headers=(("X-A", "b\r\nX-C: d"),)), "Illegal header value"),
         (lambda _: Response(99), "status_code"),
     ],
 )
 async def test_a_handler_that_fails_is_logged_and_the_connection_goes_on(
-    handler: http_door.Handler, logged: str, caplog: pytest.LogCaptureFixture
+    handler: Handler, logged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connected(HTTPDoor({**ROUTES, "/bad": {"GET": handler}})) as peer:
         answer = await peer.get("/bad")

@@ -17,34 +17,36 @@ MODULES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 
 LAYERS = [
     {"__main__", "testing"},
-    {"serving"},
+    {"serving", "push_command"},
     {"settings"},
     {"choices"},
     {"server", "client", "adapters"},
+    {"http_routes"},
     {"operator_api"},
     {"scrape"},
     {"http_api", "http_pages", "overview", "pipeline"},
     {"http_answers", "stopping"},
     {"http_door", "doors", "conversation", "census"},
-    {"connection"},
+    {"connection", "http_conversation"},
     {"inbox", "operations", "job", "listener"},
     {"logic"},
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
     {"bucket", "presence"},
-    {"channel", "websocket", "poller", "nodes"},
-    {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery", "outgoing"},
+    {"channel", "websocket", "poller", "nodes", "guard"},
+    {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery", "outgoing", "http_message"},
     {"session", "options", "clock", "process"},
     {"prometheus"},
     {"protocol", "taskgroup", "metrics", "logs"},
-    {"errors"},
+    {"errors", "masked"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}
 
 SYNC = {
-    "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "handshake", "inbox",
-    "listener", "logic", "logs", "metrics", "nodes", "operations", "options", "outgoing", "overview", "poller", "presence", "process", "prometheus", "protocol", "room", "scrape", "session",
-    "stats", "tls", "trace", "websocket", "weigher", "wire",
+    "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "guard", "handshake",
+    "http_message", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations", "options", "outgoing",
+    "overview", "poller", "presence", "process", "prometheus", "protocol", "room", "scrape", "session", "stats",
+    "tls", "trace", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
 
@@ -126,7 +128,7 @@ def test_each_protocol_library_has_its_place() -> None:
     }
     assert users == {
         "wsproto": {"websocket", "handshake", "client.wire"},
-        "h11": {"http_door", "client.nodes"},
+        "h11": {"http_conversation", "client.nodes"},
     }
 
 

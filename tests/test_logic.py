@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused
+from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused, StorageError
 from goim_core.hooks import AuthHook, MessageHook, SessionHook
 from goim_core.logic import Logic
 from goim_core.memory_storage import MemoryStorage
@@ -135,7 +135,7 @@ async def test_make_key_has_to_return_a_key(key: str) -> None:
     assert len(registry) == 0
 
 
-@pytest.mark.parametrize("error", [Refused("no"), Disconnect("no"), RuntimeError("no")], ids=repr)
+@pytest.mark.parametrize("error", [Refused("no"), Disconnect("no"), StorageError("no")], ids=repr)
 async def test_what_authenticate_raises_comes_out_and_registers_nothing(error: Exception) -> None:
     class Raising(AuthHook):
         def authenticate(self, request: AuthRequest) -> Session:
@@ -146,6 +146,19 @@ async def test_what_authenticate_raises_comes_out_and_registers_nothing(error: E
         plain(new_logic(auth=Raising(), registry=registry).connect(REQUEST))
     assert raised.value is error
     assert len(registry) == 0
+
+
+async def test_a_fault_of_authenticate_is_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(AuthHook):
+        def authenticate(self, request: AuthRequest) -> Session:
+            raise RuntimeError(request.token)
+
+    registry = MemoryRegistry()
+    with pytest.raises(Refused, match="^internal error$"):
+        plain(new_logic(auth=Raising(), registry=registry).connect(AuthRequest(b"hidden")))
+    assert len(registry) == 0
+    assert "a hook raised RuntimeError; " in caplog.text
+    assert "hidden" not in caplog.text
 
 
 async def test_a_key_that_the_session_names_is_checked() -> None:

@@ -16,7 +16,7 @@ from goim_core.__main__ import main
 from goim_core.auth import SignedTokenAuth
 from goim_core.choices import READY
 from goim_core.session import AuthRequest, Session
-from goim_core.settings import SECRET_VARIABLE, SETTINGS, server_of
+from goim_core.settings import API_KEYS_VARIABLE, SECRET_VARIABLE, SETTINGS, server_of
 
 NO_AUTH = (
     "auth: missing: expected 'open', 'signed', 'jwt' or MODULE:CLASS. "
@@ -33,7 +33,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty directory to be in; what the call does to ``sys.path`` ends with the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv(SECRET_VARIABLE, raising=False)
+    for variable in (SECRET_VARIABLE, API_KEYS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
     return tmp_path
 
 
@@ -78,11 +79,32 @@ def is_a_mistake(message: str, capsys: pytest.CaptureFixture[str], *arguments: s
         ("--auth open --tcp 3101", "tcp: expected 'host:port', got '3101'"),
         ("--auth open --ws localhost:", "ws: expected 'host:port', got 'localhost:'"),
         ("--auth open --http :65536", "http: expected a port from 0 to 65535, got 65536"),
-        ("--auth open --tls :0", "certificate: missing, tls and wss need one"),
-        ("--auth open --wss :0 --private-key a.pem", "certificate: missing, tls and wss need one"),
+        ("--auth open --tls :0", "certificate: missing, tls, wss and https need one"),
+        ("--auth open --wss :0 --private-key a.pem", "certificate: missing, tls, wss and https need one"),
         (
             "--auth open --tls :0 --certificate no.pem",
-            "certificate: cannot load 'no.pem': [Errno 2] No such file or directory",
+            "certificate: cannot read 'no.pem': No such file or directory",
+        ),
+        ("--auth open --https :0", "certificate: missing, tls, wss and https need one"),
+        (
+            "--auth open --wss :0 --certificate a.pem --api-client-ca a.pem",
+            "api_client_ca: it is for https, and the server has none",
+        ),
+        (
+            "--auth open --https :0 --certificate a.pem --client-ca a.pem",
+            "client_ca: it is for tls and wss, and the server has neither",
+        ),
+        (
+            "--auth open --api-key-file no.keys",
+            "api-key-file: cannot read 'no.keys': No such file or directory",
+        ),
+        (
+            "--auth open --tcp 127.0.0.1:0 --http 0.0.0.0:0",
+            (
+                "http: at 0.0.0.0 anyone who can reach this machine could push: set api_keys (--api-key-file), "
+                "or ask for client certificates (https with https_context, --api-client-ca), "
+                "or listen on loopback or a Unix socket only"
+            ),
         ),
         ("--auth open --log loud", "log: expected a level like 'info', got 'loud'"),
         ("--config no.toml", "config: cannot read 'no.toml': No such file or directory"),
@@ -99,17 +121,17 @@ def test_serve_with_a_mistake(arguments: str, message: str, capsys: pytest.Captu
         ("\udcff", "c.toml: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
         ("prot = 1", f"c.toml: prot: expected one of {NAMES}"),
         ("[server]\ntcp = ':0'", f"c.toml: server: expected one of {NAMES}"),
-        ("tcp = 3101", "c.toml: tcp: expected text, got 3101"),
-        ("tcp = [':0', 3101]", "c.toml: tcp: expected text, got [':0', 3101]"),
-        ("log = 10", "c.toml: log: expected text, got 10"),
+        ("tcp = 3101", "c.toml: tcp: expected text, got int"),
+        ("tcp = [':0', 3101]", "c.toml: tcp: expected text, got list"),
+        ("log = 10", "c.toml: log: expected text, got int"),
         ("auth = 'open'\nlog_format = 'xml'", "log_format: expected one of text, json; got 'xml'"),
-        ("name = ['a']", "c.toml: name: expected text, got ['a']"),
+        ("name = ['a']", "c.toml: name: expected text, got list"),
         ("backend = 'curio'", "backend: expected one of asyncio, uvloop, trio; got 'curio'"),
         ("auth = 'anyone'", f"{AUTH} got 'anyone'"),
-        ("auth = 'open'\noptions = 3", "options: expected a table, got 3"),
-        ("auth = 'open'\njwt = 'x'", "jwt: expected a table, got 'x'"),
+        ("auth = 'open'\noptions = 3", "options: expected a table, got int"),
+        ("auth = 'open'\njwt = 'x'", "jwt: expected a table, got str"),
         ("[signed]\nsecret = 'x'", "signed: secret: expected one of secret_file, cookie, origins"),
-        ("auth = 'signed'\n[signed]\nsecret_file = 5", "secret-file: expected a file's name, got 5"),
+        ("auth = 'signed'\n[signed]\nsecret_file = 5", "secret-file: expected a file's name, got int"),
         (
             "auth = 'signed'\n[signed]\nsecret_file = 'c.toml'\ncookie = 5",
             "cookie: expected a cookie's name, got 5",
@@ -174,6 +196,28 @@ def test_a_backend_that_is_not_installed(
     [
         ("push all --op 1000 --http 3111 hi", "http: expected 'host:port', got '3111'"),
         ("push all --op 1000 --http unix:a hi", "http: expected 'host:port', got 'unix:a'"),
+        *(
+            (
+                f"push all --op 1000 --http {url} hi",
+                "http: expected HOST:PORT, http://HOST:PORT or https://HOST:PORT",
+            )
+            for url in (
+                "ftp://a:1",
+                "https://me:hidden@a",
+                "https://a/b",
+                "https://",
+                "http://a:x",
+                "http://[a",
+            )
+        ),
+        (
+            "push all --op 1000 --http https://a --ca no.pem hi",
+            "ca, certificate: cannot use them: [Errno 2] No such file or directory",
+        ),
+        (
+            "push all --op 1000 --api-key-file no.keys hi",
+            "api-key-file: cannot read 'no.keys': No such file or directory",
+        ),
         ("listen --tcp 3101", "tcp: expected 'host:port', got '3101'"),
         ("listen --tcp unix:a", "tcp: expected 'host:port', got 'unix:a'"),
         ("listen --accepts 1000,x", "accepts: expected operations separated by commas, got '1000,x'"),
@@ -255,6 +299,26 @@ def test_a_storage_is_told_where(
     monkeypatch.setattr("goim_core.settings.Server", lambda **settings: given.append(settings["storage"]))
     server_of({"auth": "open", "storage": storage})
     assert [found.where for found in given] == [where]
+
+
+# API keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("", "api-key-file: expected a key in a line, GOIM_CORE_API_KEYS is empty"),
+        ("tooshort-hidden", "api_keys: expected keys of {}, got text of 15 characters"),
+        ("long enough, hidden, but with blanks", "api_keys: expected keys of {}, got text of 36 characters"),
+        ("0123456789abcde\xe9", "api_keys: expected keys of {}, got text of 16 characters"),
+    ],
+)
+def test_api_keys_that_are_none(
+    keys: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(API_KEYS_VARIABLE, keys)
+    expected = "16 or more printable characters of ASCII without blanks"
+    is_a_mistake(message.format(expected), capsys, "serve", "--auth", "open")
 
 
 # token

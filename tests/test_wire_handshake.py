@@ -12,7 +12,7 @@ from wsproto.events import AcceptConnection, Request
 from wsproto.extensions import PerMessageDeflate
 
 from goim_core.errors import CloseCode, Disconnect
-from goim_core.handshake import checked_headers, usual_headers
+from goim_core.handshake import Terms, checked_headers, usual_headers
 from goim_core.protocol import Frame, encode
 from goim_core.websocket import WebSocketWire
 from goim_core.wire import Answer
@@ -135,8 +135,10 @@ def test_another_path_is_not_found(target: str) -> None:
 
 
 def test_another_path_can_be_served() -> None:
-    assert answer_to(request(line="GET /live HTTP/1.1"), WebSocketWire(path="/live")) == Answer(RESPONSE)
-    refused(answer_to(request(), WebSocketWire(path="/live")), 404)
+    assert answer_to(request(line="GET /live HTTP/1.1"), WebSocketWire(Terms(path="/live"))) == Answer(
+        RESPONSE
+    )
+    refused(answer_to(request(), WebSocketWire(Terms(path="/live"))), 404)
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "OPTIONS", "PUT"])
@@ -214,15 +216,15 @@ def test_what_cannot_become_http_is_refused_without_waiting(garbage: bytes) -> N
 
 def test_a_request_of_max_header_is_accepted_and_one_byte_more_refused() -> None:
     size = len(request())
-    assert answer_to(request(), WebSocketWire(max_header=size)) == Answer(RESPONSE)
+    assert answer_to(request(), WebSocketWire(Terms(max_header=size))) == Answer(RESPONSE)
     # What follows the request does not count.
-    assert answer_to(request() + HEARTBEAT_MESSAGE, WebSocketWire(max_header=size)) == Answer(RESPONSE)
-    _, close = refused(answer_to(request(), WebSocketWire(max_header=size - 1)), 431)
+    assert answer_to(request() + HEARTBEAT_MESSAGE, WebSocketWire(Terms(max_header=size))) == Answer(RESPONSE)
+    _, close = refused(answer_to(request(), WebSocketWire(Terms(max_header=size - 1))), 431)
     assert close.code == CloseCode.TOO_BIG
 
 
 def test_a_request_without_an_end_is_refused_at_the_limit() -> None:
-    wire = WebSocketWire(max_header=200)
+    wire = WebSocketWire(Terms(max_header=200))
     wire.receive(request("X: " + "x" * 500)[:200])
     assert wire.next_event() is None
     refused(answer_to(b"x", wire), 431)
@@ -335,3 +337,44 @@ def test_what_is_read_here_is_what_wsproto_reads(
 def test_the_usual_is_read_here() -> None:
     lines = request("Cookie: a=b", "Sec-WebSocket-Extensions: x").partition(b"\r\n")[2]
     assert usual_headers(lines) == checked_headers(b"GET /sub HTTP/1.1\r\n" + lines)
+
+
+# Origins
+
+
+ALLOWED = ("https://Chat.example", "http://[::1]:80", "https://chat.example:8443", "null", "app://goim")
+
+
+@pytest.mark.parametrize("other", ["X-A: b", "TE: trailers"], ids=["usual", "by wsproto"])
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 101),  # no browser
+        ("https://chat.example", 101),
+        ("https://chat.example:443", 101),
+        ("HTTPS://CHAT.EXAMPLE", 101),
+        ("https://chat.example:8443", 101),
+        ("http://[::1]", 101),
+        ("http://[::1]:80", 101),
+        ("null", 101),
+        ("app://goim", 101),
+        ("http://chat.example", 403),
+        ("https://chat.example:80", 403),
+        ("https://chat.example.evil.example", 403),
+        ("https://evil-chat.example", 403),
+        ("https://chat.example/", 403),
+        ("chat.example", 403),
+        ("https://chat.example https://evil.example", 403),
+        ("app://goim:80", 403),
+        ("", 403),
+    ],
+)
+def test_origins(origin: str | None, status: int, other: str) -> None:
+    data = request(other, *([] if origin is None else [f"Origin: {origin}"]))
+    answer = answer_to(data, WebSocketWire(Terms(origins=ALLOWED)))
+    if status == 101:
+        assert answer == Answer(RESPONSE)
+    else:
+        _, close = refused(answer, status)
+        assert close.reason == "WebSocket handshake: Origin: pages of this origin may not connect"
+    assert answer_to(data) == Answer(RESPONSE), "without a list, any"

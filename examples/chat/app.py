@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import secrets
 import signal
 import sys
 import time
@@ -39,7 +40,9 @@ from goim_core import (
     pages,
 )
 from goim_core.choices import CHOICES, made
+from goim_core.settings import read_api_keys
 
+LOCAL = ("127.0.0.1", "::1", "localhost")
 SHARED = ("queue", "registry", "storage", "discovery")
 
 TEXT, COUNT = 1000, 1001
@@ -130,20 +133,26 @@ def command_line() -> argparse.Namespace:
 
 def settings_of(call: argparse.Namespace) -> dict[str, Any]:
     """What the command line says, as arguments of Server."""
-    settings = {door: (call.host, getattr(call, door)) for door in ("tcp", "ws", "http")}
+    settings: dict[str, Any] = {door: (call.host, getattr(call, door)) for door in ("tcp", "ws", "http")}
     parts = {part: made(part, url) for part in SHARED if (url := getattr(call, part))}
     if "discovery" in parts:
         settings["host"] = call.host
+    if call.host not in LOCAL:
+        # The page is for everyone who comes by, the push API is not.
+        settings["api_keys"] = read_api_keys(None) or [secrets.token_urlsafe(24)]
     # The other nodes' counts are on the page within two seconds.
     return {**settings, **parts, "name": call.name, "options": Options(census=1)}
 
 
 async def main(call: argparse.Namespace) -> None:
+    settings = settings_of(call)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with chat_server(**settings_of(call)) as server:
+        async with chat_server(**settings) as server:
             shown = "127.0.0.1" if call.host in ("", "0.0.0.0", "::") else call.host
             port = server.port("http")
             print(f"ready: open http://{shown}:{port}/ in two windows; Ctrl+C stops", flush=True)
+            for key in settings.get("api_keys", ())[:1]:
+                print(f"a push needs this: curl -H 'Authorization: Bearer {key}' ...", flush=True)
             async for _ in signals:
                 break
 

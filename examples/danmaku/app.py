@@ -40,6 +40,7 @@ from goim_core import (
     pages,
 )
 from goim_core.auth import SignedTokenAuth
+from goim_core.settings import API_KEYS_VARIABLE, read_api_keys
 
 PAGE = Path(__file__).parent / "page"
 CLIENT = Path(__file__).parents[1] / "chat" / "page"
@@ -220,14 +221,16 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description="The example of live comments.")
     parser.add_argument("--secret-file", type=Path, default=Path("danmaku.secret"), help="made if missing")
     parser.add_argument("--ws", default="127.0.0.1:3102")
-    parser.add_argument("--http", default="127.0.0.1:3111", help="the page, and the push API")
+    http = f"the page, and the push API; beyond this machine with keys in {API_KEYS_VARIABLE}"
+    parser.add_argument("--http", default="127.0.0.1:3111", help=http)
     call = parser.parse_args()
     if not call.secret_file.exists():
         call.secret_file.touch(mode=0o600)
         call.secret_file.write_text(secrets.token_hex(32))
     made = parts(call.secret_file.read_text())
+    doors = {"ws": call.ws, "http": call.http, "api_keys": read_api_keys(None)}
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with Server(**made, ws=call.ws, http=call.http) as server, anyio.create_task_group() as tasks:
+        async with Server(**made, **doors) as server, anyio.create_task_group() as tasks:
             tasks.start_soon(made["rooms"].tell)
             port = server.addresses["http"][0][1]
             print(f"ready: open http://127.0.0.1:{port}/ in two windows; Ctrl+C stops", flush=True)

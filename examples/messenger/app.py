@@ -22,6 +22,7 @@ from examples.messenger.login import Login
 from goim_core import Options, Server
 from goim_core.adapters.sqlite import SQLiteStorage
 from goim_core.auth import SignedTokenAuth
+from goim_core.settings import API_KEYS_VARIABLE, read_api_keys
 
 OPTIONS = Options(rate=20, rate_burst=200, max_body=16_384)
 
@@ -57,10 +58,12 @@ async def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("messenger"), help="where its files are")
     parser.add_argument("--tcp", default="127.0.0.1:3101")
     parser.add_argument("--ws", default="127.0.0.1:3102")
-    parser.add_argument("--http", default="127.0.0.1:3111", help="POST /login, and the push API")
+    http = f"POST /login, and the push API; beyond this machine with keys in {API_KEYS_VARIABLE}"
+    parser.add_argument("--http", default="127.0.0.1:3111", help=http)
     call = parser.parse_args()
+    doors = {"tcp": call.tcp, "ws": call.ws, "http": call.http, "api_keys": read_api_keys(None)}
     with opened(call.folder) as parts, anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with Server(**parts, tcp=call.tcp, ws=call.ws, http=call.http) as server:
+        async with Server(**parts, **doors) as server:
             print("ready", server.addresses, flush=True)
             async for _ in signals:
                 break

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
+
+from goim_core.masked import masked
 
 __all__ = ["DOORS", "Target", "parse", "read_nodes"]
 
@@ -22,7 +24,7 @@ class Target:
     scheme: str
     host: str
     port: int
-    path: str = "/sub"
+    path: str = field(default="/sub", repr=False)
 
     @property
     def websocket(self) -> bool:
@@ -42,7 +44,8 @@ class Target:
     def __str__(self) -> str:
         if self.scheme == "tcp":
             return self.authority
-        return f"{self.scheme}://{self.authority}" + (self.path if self.websocket else "")
+        # Without the query, in which some have a token: this is for logs and errors.
+        return f"{self.scheme}://{self.authority}" + (self.path.partition("?")[0] if self.websocket else "")
 
 
 def parse(address: str, port: int | None = None) -> Target:
@@ -57,9 +60,11 @@ def parse(address: str, port: int | None = None) -> Target:
         url = urlsplit(address)
         host, given = url.hostname, url.port
     except ValueError as error:
-        raise ValueError(f"address: {error}, got {address!r}") from None
+        raise ValueError(f"address: {error}, got {masked(address)!r}") from None
     if url.scheme not in _PORTS or not host:
-        raise ValueError(f"address: expected tcp://, tls://, ws:// or wss:// and a host, got {address!r}")
+        raise ValueError(
+            f"address: expected tcp://, tls://, ws:// or wss:// and a host, got {masked(address)!r}"
+        )
     path = (url.path if url.path not in ("", "/") else "/sub") + (f"?{url.query}" if url.query else "")
     return Target(url.scheme, host, _PORTS[url.scheme] if given is None else given, path)
 

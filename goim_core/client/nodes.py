@@ -15,6 +15,7 @@ import h11
 from goim_core.client.address import Target, parse, read_nodes
 from goim_core.client.link import reach
 from goim_core.client.settings import Settings
+from goim_core.masked import masked
 
 __all__ = ["Address", "NodeList", "Where", "where"]
 
@@ -45,7 +46,7 @@ class NodeList:
     """The nodes that ``url`` names, asked for each time; while nobody answers those that it named last."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        self._url = url
+        self._shown = masked(url.partition("?")[0])
         self._asked = _parse(url)
         self._settings = settings
         self._known: Sequence[Target] = ()
@@ -66,7 +67,7 @@ class NodeList:
                 status, body = await _get(self._asked, self._settings.ssl_context)
             return read_nodes(_data(status, body), self._asked, self._settings.doors)
         except TimeoutError:
-            raise TimeoutError(f"cannot ask {self._url} for nodes: not within {seconds:g} s") from None
+            raise TimeoutError(f"cannot ask {self._shown} for nodes: not within {seconds:g} s") from None
         except (
             OSError,
             ValueError,
@@ -74,7 +75,7 @@ class NodeList:
             anyio.BrokenResourceError,
             h11.RemoteProtocolError,
         ) as error:
-            raise OSError(f"cannot ask {self._url} for nodes: {error}") from error
+            raise OSError(f"cannot ask {self._shown} for nodes: {error}") from error
 
 
 def where(address: str, port: int | None, settings: Settings) -> Where:
@@ -89,9 +90,9 @@ def _parse(url: str) -> Target:
         parsed = urlsplit(url)
         host, port = parsed.hostname, parsed.port
     except ValueError as error:
-        raise ValueError(f"address: {error}, got {url!r}") from None
+        raise ValueError(f"address: {error}, got {masked(url)!r}") from None
     if not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"address: expected http://host:port, got {url!r}")
+        raise ValueError(f"address: expected http://host:port, got {masked(url)!r}")
     path = (parsed.path if parsed.path not in ("", "/") else PATH) + (
         f"?{parsed.query}" if parsed.query else ""
     )

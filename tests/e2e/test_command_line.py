@@ -18,6 +18,7 @@ import trustme
 
 from goim_core.protocol import Frame, Op, encode, frame_at
 from tests.e2e.processes import PATIENCE, Program, run, started
+from tests.tls import Authority
 
 ANYWHERE = "127.0.0.1:0"
 OPERATION = "operation: expected an int32 that may be pushed (64 or more, or 4, 5), got '9'"
@@ -349,6 +350,41 @@ def test_serve_with_a_certificate(files: str, tmp_path: Path) -> None:
             assert receive(secured) == Frame(Op.AUTH_REPLY, b"", 7)
         wss = context.wrap_socket(connected(at["wss"]), server_hostname="127.0.0.1")
         assert upgraded(wss, "/sub").startswith(b"HTTP/1.1 101 ")
+        assert server.stop()[0] == 0
+
+
+def test_serve_with_https_and_push_to_it(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.issue("localhost", "server")
+    authority.issue("pusher@example.org", "pusher")
+    (tmp_path / "keys").write_text("the-new-key-of-pushers\nthe-old-key-of-pushers\n")
+    (tmp_path / "wrong").write_text("no-key-of-any-pusher\n")
+    (tmp_path / "c.toml").write_text('certificate = "server.pem"\napi_key_file = "keys"\n')
+    doors = ("--tcp", ANYWHERE, "--https", "localhost:0", "--http", ANYWHERE)
+
+    def push(url: str, *arguments: str) -> tuple[int, str]:
+        call = ("push", "all", "--op", "1000", "--http", url, *arguments, "hi")
+        done = run("goim_core", *call, cwd=tmp_path)
+        assert not done.stdout
+        return done.returncode, done.stderr
+
+    serve = ("goim_core", "serve", "--auth", "open", "--config", "c.toml", *doors)
+    with started(*serve, cwd=tmp_path) as server:
+        at = listening(server)
+        url = f"https://localhost:{at['https'].rpartition(':')[2]}"
+        with logged_in(at["tcp"], accepts=[1000]) as client:
+            assert push(url, "--ca", "ca.pem", "--api-key-file", "keys") == (0, "")
+            assert receive(client).body == b"hi"
+            assert push(f"http://{at['http']}", "--api-key-file", "keys") == (0, "")
+            assert receive(client).body == b"hi"
+        assert push(at["http"], "--api-key-file", "wrong") == (1, "goim-core: the API key does not fit\n")
+        status, complaint = push(url, "--api-key-file", "keys")
+        assert (status, "CERTIFICATE_VERIFY_FAILED" in complaint) == (1, True)
+        assert server.stop()[0] == 0
+    with started(*serve, "--api-client-ca", "ca.pem", cwd=tmp_path) as server:
+        url = f"https://localhost:{listening(server)['https'].rpartition(':')[2]}/"
+        assert push(url, "--ca", "ca.pem", "--certificate", "pusher.pem") == (0, "")
+        assert push(url, "--ca", "ca.pem", "--api-key-file", "keys")[0] == 1
         assert server.stop()[0] == 0
 
 

@@ -8,6 +8,7 @@ import signal
 import ssl
 import sys
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from goim_core import Disconnect
 from goim_core.client import Backoff, Client, Link, connect, connect_once
 from goim_core.errors import CloseCode
 from goim_core.protocol import Frame, Op, encode
-from tests.e2e.processes import Program, started
-from tests.e2e.test_command_line import ANYWHERE, asked, listening, logged_in, receive
+from tests.e2e.processes import PATIENCE, Program, started
+from tests.e2e.test_command_line import ANYWHERE, asked, connected, listening, logged_in, receive
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -253,6 +254,7 @@ def serving(folder: Path, config: str, *arguments: str) -> Any:
 
 
 ENDED = "INFO goim_core.connection: "
+OLD, NEW = "an-old-key-that-is-long-enough", "a-new-key-that-is-long-enough"
 LOADED = "INFO goim_core.server: the settings were loaded again"
 KEPT = "WARNING goim_core.server: {}: only a new start changes that"
 FAILED = "ERROR goim_core.server: nothing was loaded again: {}"
@@ -308,3 +310,51 @@ def test_a_mistake_changes_nothing(tmp_path: Path) -> None:
         assert not server.takes(101)
         server.write(BEFORE)
         server.reload(LOADED)
+
+
+@unix
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_certificates_and_keys_are_read_again(backend: str, tmp_path: Path) -> None:
+    def authority() -> ssl.SSLContext:
+        made, context = trustme.CA(), ssl.create_default_context()
+        made.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+        made.configure_trust(context)
+        return context
+
+    def connects(context: ssl.SSLContext) -> bool:
+        with connected(server.at["tls"]) as sock:
+            try:
+                context.wrap_socket(sock, server_hostname="127.0.0.1").close()
+            except ssl.SSLCertVerificationError:
+                return False
+            return True
+
+    def may_push(key: str) -> bool:
+        host, _, port = server.at["http"].rpartition(":")
+        with contextlib.closing(HTTPConnection(host, int(port), timeout=PATIENCE)) as connection:
+            headers = {"Authorization": f"Bearer {key}"}
+            connection.request("POST", "/goim/push/all?operation=1000", b"x", headers)
+            return bool(json.loads(connection.getresponse().read())["code"] == 0)
+
+    keys = tmp_path / "keys"
+    keys.write_text(f"{OLD}\n")
+    before = authority()
+    config = BEFORE.replace("[options]", "certificate = 'both.pem'\napi_key_file = 'keys'\n[options]")
+    with serving(tmp_path, config, "--backend", backend, "--tls", ANYWHERE) as server:
+        with before.wrap_socket(connected(server.at["tls"]), server_hostname="127.0.0.1") as stays:
+            after = authority()
+            keys.write_text(f"{NEW}\n{OLD}\n")
+            assert (connects(before), connects(after)) == (True, False)
+            assert (may_push(OLD), may_push(NEW)) == (True, False)
+            assert "does not fit" in server.said()
+            server.reload(LOADED)
+            assert (connects(before), connects(after)) == (False, True)
+            assert (may_push(OLD), may_push(NEW)) == (True, True)
+            (tmp_path / "both.pem").write_text("no certificate")
+            keys.write_text(f"{NEW}\n")
+            server.program.process.send_signal(signal.SIGHUP)
+            assert server.said().startswith(FAILED.format("certificate: cannot use 'both.pem'"))
+            assert connects(after)
+            assert may_push(OLD), "all or nothing"
+            stays.sendall(encode(Op.AUTH, b'{"mid":1}', 7))
+            assert receive(stays) == Frame(Op.AUTH_REPLY, b"", 7)

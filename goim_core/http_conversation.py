@@ -1,0 +1,285 @@
+"""One HTTP/1.1 connection: requests and answers in turn. The one module of the server that knows h11.
+
+h11 reads and writes every byte of the protocol; here are the socket, the limits and the deadlines. A
+socket is used as it was accepted, with :func:`anyio.wait_readable`, so that it is the same on every
+event loop and costs no stream objects; with TLS it is a :class:`~goim_core.tls.TLSSocket`.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections import Counter
+from typing import Protocol, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import anyio
+import anyio.lowlevel
+import h11
+from attrs import evolve
+
+from goim_core.http_message import Request, Response, error
+from goim_core.listener import ip_of
+from goim_core.tls import TLSSocket
+
+__all__ = ["Conversation", "Door", "Message", "message"]
+
+CHUNK = 16 * 1024
+"""Bytes read at once: small enough that h11 takes them apart in a few milliseconds, whatever they are."""
+DISCARD = 4 * 1024 * 1024
+"""Bytes of a refused request that are read and thrown away before the socket is closed on it."""
+_NO_BODY = (204, 304)
+_LIMITS = {
+    401: "api_keys",
+    403: "api_keys",
+    408: "http_timeout",
+    413: "http_max_body",
+    431: "http_max_header",
+}
+_END = h11.EndOfMessage()
+_CONTINUE = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+
+Message: TypeAlias = tuple[h11.Response, bytes]
+"""An answer's head and body, ready to be written."""
+
+
+class Door(Protocol):
+    """What a conversation asks of :class:`~goim_core.http_door.HTTPDoor`, which says what all of it means."""
+
+    max_body: int
+    max_header: int
+    timeout: float
+    idle: float
+    linger: float
+    refusals: Counter[str]
+
+    def refusal(self, request: Request) -> Response | None:
+        """Why ``request``, of which the head is there, is not read any further; None where it is."""
+
+    async def answer(self, request: Request) -> Message:
+        """The answer to a whole request."""
+
+
+def message(response: Response) -> Message:
+    """``response`` as h11 writes it; raises what h11 raises for one that HTTP cannot say."""
+    body = response.body
+    headers = list(response.headers)
+    if response.status in _NO_BODY:
+        body = b""
+    else:
+        headers += [("Content-Type", response.content_type), ("Content-Length", str(len(body)))]
+    return h11.Response(status_code=response.status, headers=headers), body
+
+
+class _Refused(Exception):
+    """The request is not read to its end; the answer says why, and the connection is closed."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(answer.status)
+        close = ("Connection", "close")
+        self.answer = evolve(answer, headers=(*answer.headers, close))
+
+
+class Conversation:
+    """The server's end of ``sock``, for ``door``. ``certified`` becomes that of its requests."""
+
+    def __init__(self, door: Door, sock: socket.socket | TLSSocket, certified: bool) -> None:
+        self._door = door
+        self._sock = sock
+        self._raw = sock.raw if isinstance(sock, TLSSocket) else sock
+        self._certified = certified
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=door.max_header)
+        self._scope = anyio.CancelScope()  # its deadline is what the connection waits for just now
+        self._head_only = False
+        self._address = ""
+
+    async def run(self) -> None:
+        """Serve the peer to the end. Raises OSError where the connection broke; closes nothing."""
+        if self._raw.family in (socket.AF_INET, socket.AF_INET6):
+            self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._address = ip_of(self._raw.getpeername())
+        refused: Response | None = None
+        with self._scope:
+            try:
+                while await self._exchange():
+                    pass
+            except _Refused as reason:
+                refused = reason.answer
+        if self._scope.cancelled_caught and self._request_begun():
+            late = error(408, f"no whole request within {self._door.timeout:g} seconds")
+            refused = _Refused(late).answer
+        if refused is not None:
+            if refused.status in _LIMITS:
+                self._door.refusals[_LIMITS[refused.status]] += 1
+            # An answer this small goes out whole, or the peer does not read anyway.
+            self._send(self._encode(*message(refused)))
+        if refused is not None or self._http.their_state is h11.MUST_CLOSE:
+            await self._part()
+        elif self._raw is not self._sock:
+            self._sock.shutdown(socket.SHUT_WR)  # so that the end is seen to be one, and no truncation
+
+    async def _exchange(self) -> bool:
+        """One request and its answer; whether there may be another."""
+        request = await self._next_request()
+        if request is None:
+            return False
+        self._scope.deadline = math.inf
+        if isinstance(request, Response):
+            response, body = message(request)
+        else:
+            response, body = await self._door.answer(request)
+        await self._write(self._encode(response, body))
+        if self._http.our_state is not h11.DONE:
+            return False
+        self._http.start_next_cycle()
+        return True
+
+    async def _next_request(self) -> Request | Response | None:
+        """The next request, or None when the peer has no more.
+
+        A Response stands for a request that is complete and yet none: it is its answer.
+        """
+        request: Request | Response | None = None
+        body = bytearray()
+        waits = 0
+        self._head_only = False
+        while True:
+            event = self._next_event()
+            if event is h11.NEED_DATA:
+                await self._more(waits)
+                waits += 1
+            elif isinstance(event, h11.Request):
+                request = self._begun(event)
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > self._door.max_body:
+                    raise self._too_large()
+            elif isinstance(event, h11.EndOfMessage) and request is not None:
+                if not waits:
+                    # It was pipelined: without a wait of its own it could keep others from their turn.
+                    await anyio.lowlevel.checkpoint()
+                return request if isinstance(request, Response) else evolve(request, body=bytes(body))
+            else:
+                return None
+
+    def _next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        try:
+            return self._http.next_event()
+        except h11.RemoteProtocolError as reason:
+            raise _Refused(error(reason.error_status_hint, str(reason))) from None
+
+    def _begun(self, head: h11.Request) -> Request | Response:
+        """The request that ``head`` begins, whose body is still to come, or the answer where it is none."""
+        self._head_only = head.method == b"HEAD"
+        # h11 measures only what is incomplete; a long header that came in one piece is as long.
+        size = len(head.method) + len(head.target) + 14
+        size += sum(len(name) + len(value) + 4 for name, value in head.headers)
+        if size > self._door.max_header:
+            expected = f"headers: expected at most {self._door.max_header} bytes, got {size}"
+            raise _Refused(error(431, expected))
+        request = _request(head, self._address, self._certified)
+        refusal = None if isinstance(request, Response) else self._door.refusal(request)
+        if refusal is not None:
+            raise _Refused(refusal)
+        for name, value in head.headers:
+            if name == b"content-length" and int(value) > self._door.max_body:
+                raise self._too_large()
+        return request
+
+    def _too_large(self) -> _Refused:
+        return _Refused(error(413, f"body: expected at most {self._door.max_body} bytes"))
+
+    async def _more(self, waits: int) -> None:
+        """Give h11 more bytes. ``waits`` is how often this request has waited for some before."""
+        if self._http.they_are_waiting_for_100_continue:
+            await self._write(self._http.send(_CONTINUE))
+        if waits == 0:
+            hurry = self._request_begun() or not self._secured()
+            patience = self._door.timeout if hurry else self._door.idle
+            self._scope.deadline = anyio.current_time() + patience
+        elif waits == 1:
+            self._scope.deadline = anyio.current_time() + self._door.timeout
+        self._http.receive_data(await self._receive())
+
+    def _request_begun(self) -> bool:
+        """Whether part of a request is here that has no answer yet."""
+        if self._http.our_state is h11.SEND_RESPONSE:
+            return True
+        return self._http.our_state is h11.IDLE and bool(self._http.trailing_data[0])
+
+    def _encode(self, response: h11.Response, body: bytes) -> bytes:
+        parts = [self._http.send(response)]
+        if body and not self._head_only:
+            parts.append(self._http.send(h11.Data(data=body)))
+        parts.append(self._http.send(_END))
+        return b"".join(parts)
+
+    async def _part(self) -> None:
+        """Close for writing, then read on for a while (RFC 9112 section 9.6).
+
+        Closing on unread bytes is a reset, and a reset can take the answer away from the peer.
+        """
+        self._sock.shutdown(socket.SHUT_WR)
+        left = DISCARD
+        with anyio.move_on_after(self._door.linger):
+            while left > 0 and (data := await self._receive()):
+                left -= len(data)
+
+    # The socket.
+
+    def _secured(self) -> bool:
+        """Whether the handshake is done, where there is one."""
+        return not isinstance(self._sock, TLSSocket) or self._sock.established
+
+    async def _receive(self) -> bytes:
+        while True:
+            # On uvloop a wait that is over as soon as it begins is never cancelled: a peer that sends
+            # without a pause would outlive every deadline.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            await self._flush()
+            await anyio.wait_readable(self._raw)
+            try:
+                return self._sock.recv(CHUNK)
+            except BlockingIOError:
+                continue
+
+    def _send(self, data: bytes) -> bytes:
+        """Send what the kernel takes, and return the rest."""
+        try:
+            return data[self._sock.send(data) :]
+        except BlockingIOError:
+            return data
+
+    async def _write(self, data: bytes) -> None:
+        while data := self._send(data):
+            await self._writable()
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Send the cipher text that the kernel has not taken yet."""
+        while isinstance(self._sock, TLSSocket) and not self._sock.flush():
+            await self._writable()
+
+    async def _writable(self) -> None:
+        self._scope.deadline = anyio.current_time() + self._door.timeout
+        await anyio.wait_writable(self._raw)
+
+
+def _request(head: h11.Request, address: str, certified: bool) -> Request | Response:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in head.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    try:
+        path, query = _target(head.target.decode("ascii"))
+    except ValueError as reason:
+        return error(400, f"target: {reason}")
+    return Request(head.method.decode("ascii"), path, query, headers, b"", address, certified)
+
+
+def _target(target: str) -> tuple[str, dict[str, tuple[str, ...]]]:
+    path, _, query = target.partition("?")
+    if "://" in path and not path.startswith("/"):
+        path = urlsplit(path).path or "/"  # absolute-form, which a server takes (RFC 9112 section 3.2.2)
+    values = parse_qs(query, keep_blank_values=True, errors="strict") if query else {}
+    return unquote(path, errors="strict"), {name: tuple(found) for name, found in values.items()}
