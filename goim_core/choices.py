@@ -64,8 +64,8 @@ READY: dict[str, dict[str, tuple[str, Callable[[str], str]]]] = {
     "queue": {
         "nats": ("goim_core.adapters.nats:NATSQueue", _whole),
         "kafka": ("goim_core.adapters.kafka:KafkaQueue", _host_port),
-        "redis": ("goim_core.adapters.redis_queue:RedisQueue", _whole),
-        "rediss": ("goim_core.adapters.redis_queue:RedisQueue", _whole),
+        "redis": ("goim_core.adapters.redis:RedisQueue", _whole),
+        "rediss": ("goim_core.adapters.redis:RedisQueue", _whole),
     },
     "registry": {
         "redis": ("goim_core.adapters.redis:RedisRegistry", _whole),
@@ -74,8 +74,8 @@ READY: dict[str, dict[str, tuple[str, Callable[[str], str]]]] = {
     "discovery": {
         "http": ("goim_core.adapters.discovery:BilibiliDiscovery", _whole),
         "https": ("goim_core.adapters.discovery:BilibiliDiscovery", _whole),
-        "redis": ("goim_core.adapters.redis_discovery:RedisDiscovery", _whole),
-        "rediss": ("goim_core.adapters.redis_discovery:RedisDiscovery", _whole),
+        "redis": ("goim_core.adapters.redis:RedisDiscovery", _whole),
+        "rediss": ("goim_core.adapters.redis:RedisDiscovery", _whole),
     },
 }
 

@@ -31,10 +31,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goim_core import OpenAuth, Server
-from goim_core.adapters import kafka, kafka_connect
 from goim_core.adapters.kafka import KafkaQueue
-from goim_core.adapters.kafka_connect import Kafka
-from goim_core.adapters.kafka_offsets import Delivery, Partition, partition_of, record_key
+from goim_core.adapters.kafka import connect as kafka_connect
+from goim_core.adapters.kafka import queue as kafka
+from goim_core.adapters.kafka.connect import Kafka
+from goim_core.adapters.kafka.offsets import Delivery, Partition, partition_of, record_key
 from goim_core.adapters.pushmsg import decode_push
 from goim_core.client import connect
 from goim_core.errors import BackboneError, ConfigurationError, ServerStopped

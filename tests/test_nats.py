@@ -19,10 +19,10 @@ import trustme
 from anyio.abc import ByteStream, SocketAttribute
 
 from goim_core import OpenAuth, Options, Server
-from goim_core.adapters import nats as nats_queue
-from goim_core.adapters import nats_link
 from goim_core.adapters.nats import NATSQueue
-from goim_core.adapters.nats_link import Link
+from goim_core.adapters.nats import link as nats_link
+from goim_core.adapters.nats import queue as nats_queue
+from goim_core.adapters.nats.link import Link
 from goim_core.adapters.pushmsg import decode_push, encode_push
 from goim_core.client import connect
 from goim_core.errors import BackboneError, ConfigurationError

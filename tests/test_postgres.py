@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from goim_core.adapters import postgres
-from goim_core.adapters.inbox_change import After
 from goim_core.adapters.postgres import PostgresStorage
+from goim_core.adapters.sql.inbox_change import After
 from goim_core.errors import ConfigurationError, StorageError
 from goim_core.storage import StorageHook
 from goim_core.testing.clock import ManualClock

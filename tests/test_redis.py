@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from goim_core.adapters.redis import PAGE, RedisRegistry
-from goim_core.adapters.redis_counts import goim_slots, sum_up
-from goim_core.adapters.redis_scripts import ADD, sha
+from goim_core.adapters.redis import RedisRegistry
+from goim_core.adapters.redis.counts import goim_slots, sum_up
+from goim_core.adapters.redis.registry import PAGE
+from goim_core.adapters.redis.scripts import ADD, sha
 from goim_core.errors import BackboneError, ConfigurationError
 from goim_core.registry import Online, Registry
 from goim_core.session import Session
@@ -523,7 +524,7 @@ async def test_a_server_that_was_killed_and_started_again(
             await until(lambda: not registry.trouble)
             await until(lambda: server.ask("EXISTS", "key_b", "goim_registry:key:b") == 0)
             assert await registry.remove(stays)
-    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis"]
+    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis.registry"]
     assert len([text for text in ours if "works again" in text]) == 1
     assert len(ours) == 2
 

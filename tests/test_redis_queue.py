@@ -15,8 +15,8 @@ import anyio.to_thread
 import pytest
 from redis import Redis
 
-from goim_core.adapters import redis_stream
-from goim_core.adapters.redis_queue import RedisQueue
+from goim_core.adapters.redis import RedisQueue
+from goim_core.adapters.redis import stream as redis_stream
 from goim_core.errors import BackboneError, ConfigurationError, ServerStopped
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.testing.queue_contract import DurableQueueContract, Topic, working
@@ -307,7 +307,7 @@ async def test_a_server_that_was_killed_and_started_empty(caplog: pytest.LogCapt
         await publish_when_possible(queue, b"1", b"2")
         assert await take(queue, 2) == [b"1", b"2"]
         await until(lambda: not queue.trouble)
-    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis_queue"]
+    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis.queue"]
     assert len([text for text in ours if "works again" in text]) == 2  # its two connections
     assert len([text for text in ours if "had lost the group" in text]) == 1
     assert len(ours) <= 6

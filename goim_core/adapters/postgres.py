@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from goim_core.adapters.inbox_change import After, Change, Cursor, Read, Work, fitting
-from goim_core.adapters.sql_storage import ConnectionLost, SQLStorage, Unavailable
+from goim_core.adapters.sql.inbox_change import After, Change, Cursor, Read, Work, fitting
+from goim_core.adapters.sql.storage import ConnectionLost, SQLStorage, Unavailable
 from goim_core.errors import ConfigurationError, StorageError
 from goim_core.storage import Retention, StorePolicy
 

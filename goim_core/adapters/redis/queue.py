@@ -16,14 +16,14 @@ import anyio
 from attrs import evolve
 
 from goim_core.adapters.pushmsg import decode_push, encode_push
-from goim_core.adapters.redis_pipeline import (
+from goim_core.adapters.redis.pipeline import (
     RedisConnection,
     RedisPipeline,
     Unanswered,
     check_asyncio,
     check_seconds,
 )
-from goim_core.adapters.redis_stream import START, Group, Id, read_id
+from goim_core.adapters.redis.stream import START, Group, Id, read_id
 from goim_core.errors import BackboneError, ConfigurationError, QueueFull, ServerStopped
 from goim_core.queue import PushMsg, PushType, Queue
 
@@ -39,7 +39,7 @@ ACK_PAUSE = 0.02
 RETRY = (0.1, 2.0)
 """Seconds until a reading that failed is tried again, the first time and at most."""
 
-_log = logging.getLogger("goim_core.adapters.redis_queue")
+_log = logging.getLogger("goim_core.adapters.redis.queue")
 
 
 class RedisQueue(Queue):

@@ -7,7 +7,7 @@ and the other way round:
     key_<key>     string: server
     ol_<server>   hash: "0" to "63" -> JSON, how many are in each room; a room's slot is CityHash32 % 64
 
-What there is beside them: redis_scripts.py.
+What there is beside them: scripts.py.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 import anyio
 from attrs import define
 
-from goim_core.adapters import redis_scripts as scripts
-from goim_core.adapters.redis_counts import goim_slots, sum_up
-from goim_core.adapters.redis_pipeline import (
+from goim_core.adapters.redis import scripts
+from goim_core.adapters.redis.counts import goim_slots, sum_up
+from goim_core.adapters.redis.pipeline import (
     Command,
     RedisConnection,
     RedisPipeline,
@@ -44,7 +44,7 @@ T = TypeVar("T")
 PAGE = 100
 """How many connections or users one script looks at: while it runs, Redis does nothing else."""
 
-_log = logging.getLogger("goim_core.adapters.redis")
+_log = logging.getLogger("goim_core.adapters.redis.registry")
 
 
 @define(eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from goim_core.adapters.redis_pipeline import Command, RedisConnection
+from goim_core.adapters.redis.pipeline import Command, RedisConnection
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError
 

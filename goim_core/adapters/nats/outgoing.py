@@ -11,7 +11,7 @@ from collections import deque
 import anyio
 from attrs import define
 
-from goim_core.adapters.nats_link import Link
+from goim_core.adapters.nats.link import Link
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, QueueFull, ServerStopped
 

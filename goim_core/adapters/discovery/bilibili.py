@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from goim_core.adapters.discovery_servers import Servers
+from goim_core.adapters.discovery.servers import Servers
 from goim_core.adapters.trouble import Trouble
 from goim_core.clock import Clock, SystemClock
 from goim_core.discovery import APPID, Discovery, Node, in_url, instance, read_instance

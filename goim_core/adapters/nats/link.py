@@ -19,7 +19,7 @@ from time import monotonic
 import anyio
 from attrs import field, frozen
 
-from goim_core.adapters.nats_stream import SECOND, Place, Stream
+from goim_core.adapters.nats.stream import SECOND, Place, Stream
 from goim_core.errors import BackboneError
 
 try:

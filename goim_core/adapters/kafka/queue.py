@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Unpack
 import anyio
 import attrs
 
-from goim_core.adapters.kafka_connect import (
+from goim_core.adapters.kafka.connect import (
     FAILURES,
     Kafka,
     Security,
@@ -24,8 +24,8 @@ from goim_core.adapters.kafka_connect import (
     check_asyncio,
     said,
 )
-from goim_core.adapters.kafka_offsets import Partition
-from goim_core.adapters.kafka_outgoing import Outgoing
+from goim_core.adapters.kafka.offsets import Partition
+from goim_core.adapters.kafka.outgoing import Outgoing
 from goim_core.adapters.pushmsg import decode_push
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 import anyio
 from attrs import evolve
 
-from goim_core.adapters.nats_link import Link, Settings
-from goim_core.adapters.nats_outgoing import Outgoing
-from goim_core.adapters.nats_stream import token_of
+from goim_core.adapters.nats.link import Link, Settings
+from goim_core.adapters.nats.outgoing import Outgoing
+from goim_core.adapters.nats.reading import Reading
+from goim_core.adapters.nats.stream import token_of
 from goim_core.adapters.pushmsg import decode_push, encode_push
-from goim_core.adapters.reading import Reading
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError
 from goim_core.queue import PushMsg, PushType, Queue

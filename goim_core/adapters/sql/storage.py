@@ -9,8 +9,8 @@ from math import inf
 import anyio
 import anyio.to_thread
 
-from goim_core.adapters.group_commit import GroupCommit
-from goim_core.adapters.inbox_change import Acknowledge, After, Append, Cursor, LastSeen, Read, Saw, Work
+from goim_core.adapters.sql.group_commit import GroupCommit
+from goim_core.adapters.sql.inbox_change import Acknowledge, After, Append, Cursor, LastSeen, Read, Saw, Work
 from goim_core.errors import StorageError
 from goim_core.session import check_mid
 from goim_core.storage import Retention, StorageHook, Stored, StorePolicy, check_append

@@ -9,8 +9,8 @@ from typing import Any
 
 import anyio
 
-from goim_core.adapters.kafka_connect import Kafka, errors, said
-from goim_core.adapters.kafka_offsets import partition_of, record_key
+from goim_core.adapters.kafka.connect import Kafka, errors, said
+from goim_core.adapters.kafka.offsets import partition_of, record_key
 from goim_core.adapters.pushmsg import encode_push
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, QueueFull, ServerStopped
