@@ -686,6 +686,48 @@ async def test_a_producer_that_lost_count_is_replaced(broker: KafkaServer) -> No
             await queue.publish(room(b"taken"))
 
 
+async def test_an_answer_to_a_producer_that_was_replaced_is_no_news_of_the_topic(
+    broker: KafkaServer, topic: str
+) -> None:
+    """It may come behind those of the new one: the topic has not begun anew, nothing is read again."""
+    async with node(KafkaQueue(broker.address, topic=topic)) as queue:
+        for number in range(3):
+            await queue.publish(room(b"%d" % number))
+        assert await received(queue, 3) == [b"0", b"1", b"2"]
+        late = asyncio.get_running_loop().create_future()
+        late.set_result(SimpleNamespace(partition=0, offset=0))
+        queue._outgoing.under_way += 1
+        await queue._outgoing._places.acquire()
+        queue._outgoing._answered(object(), late)
+        await queue.publish(room(b"3"))
+        assert await received(queue, 1) == [b"3"]
+        assert queue.pending == 0
+
+
+async def test_a_partition_that_goes_while_it_is_committed_harms_nothing(
+    broker: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(KafkaQueue(broker.address, topic=topic)) as queue:
+        commit = queue._consumer.commit
+        gone = anyio.Event()
+
+        async def commit_and_lose(offsets: Any) -> None:
+            await commit(offsets)
+            queue._partitions.clear()
+            gone.set()
+
+        monkeypatch.setattr(queue._consumer, "commit", commit_and_lose)
+        await queue.publish(room(b"0"))
+        assert await received(queue, 1) == [b"0"]
+        await gone.wait()
+        # The look at the topic finds it again.
+        while not queue._partitions:
+            await queue._change()
+        await queue.publish(room(b"1"))
+        while await received(queue, 1) != [b"1"]:
+            pass
+
+
 async def test_a_body_that_is_too_large_is_refused_alone(broker: KafkaServer, topic: str) -> None:
     async with node(KafkaQueue(broker.address, topic=topic)) as queue:
         with pytest.raises(BackboneError, match="does not have the push: .*MessageSizeTooLarge"):

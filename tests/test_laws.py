@@ -37,7 +37,7 @@ LAYERS = [
     {"session", "options", "clock", "process"},
     {"prometheus"},
     {"protocol", "taskgroup", "metrics", "logs"},
-    {"errors"},
+    {"errors", "masked"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}
 

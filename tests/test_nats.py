@@ -233,6 +233,20 @@ async def test_a_server_that_is_frozen_is_left_and_found_again(own_server: NATSS
         assert received == [b"before", b"after"]
 
 
+async def test_an_answer_that_comes_late_ends_the_trouble(own_server: NATSServer) -> None:
+    """The connection outlives the pause, and nobody publishes again."""
+    queue = NATSTopic(own_server, "topic").new_queue(timeout=0.3)
+    async with working(queue):
+        link = queue._link
+        with own_server.frozen():
+            with pytest.raises(BackboneError, match="it may have it$"):
+                await queue.publish(push(b"late"))
+            assert "did not confirm a push within 0.3 s" in queue.trouble
+        await when(lambda: not queue.trouble)
+        assert queue._link is link
+        assert await bodies(queue, 1) == [b"late"]
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_a_large_backlog_does_not_keep_a_queue_from_leaving_a_frozen_server(
     own_server: NATSServer,

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import anyio
 
 from goim_core.errors import BackboneError, ConfigurationError
+from goim_core.masked import masked
 
 try:
     from aiokafka import (  # type: ignore[import-untyped]
@@ -278,7 +279,7 @@ class Kafka:
 def said(error: BaseException) -> str:
     """What ``error`` says, in one line, with its kind where it says nothing."""
     kind = type(error).__name__
-    text = " ".join(str(error).split())
+    text = " ".join(masked(error).split())
     return text if kind in text or (isinstance(error, OSError) and text) else f"{kind} {text}".strip()
 
 
@@ -295,6 +296,10 @@ def _checked_servers(servers: str | Iterable[str]) -> tuple[str, ...]:
     found = tuple(servers.split(",")) if isinstance(servers, str) else tuple(servers)
     for server in found:
         host, _, port = server.strip().rpartition(":")
+        if "@" in server:  # not shown: there may be a password in it
+            raise ConfigurationError(
+                "servers: expected host:port, and credentials in sasl_plain_username, ..."
+            )
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigurationError(f"servers: expected host:port or several of them, got {server!r}")
     if not found:

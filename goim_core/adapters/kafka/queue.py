@@ -343,12 +343,12 @@ class KafkaQueue(Queue):
         return True
 
     async def _commit_now(self) -> None:
-        offsets = {}
+        due = {}
         for tp in self._consumer.assignment():
             partition = self._partitions.get(tp.partition)
             if partition is not None and partition.settled != partition.committed:
-                offsets[tp] = partition.settled
-        if offsets:
-            await self._consumer.commit(offsets)
-            for tp, offset in offsets.items():
-                self._partitions[tp.partition].committed = offset
+                due[tp] = partition, partition.settled
+        if due:
+            await self._consumer.commit({tp: offset for tp, (_, offset) in due.items()})
+            for partition, offset in due.values():  # meanwhile the topic may have lost it
+                partition.committed = offset

@@ -21,6 +21,7 @@ from attrs import field, frozen
 
 from goim_core.adapters.nats.stream import SECOND, Place, Stream
 from goim_core.errors import BackboneError
+from goim_core.masked import masked
 
 try:
     import nats.errors
@@ -55,7 +56,7 @@ _log = logging.getLogger("goim_core.adapters.nats")
 class Settings:
     """What NATSQueue was told, of what a connection needs."""
 
-    servers: Sequence[str]
+    servers: Sequence[str] = field(repr=False)
     topic: str
     retention: float
     timeout: float
@@ -67,7 +68,7 @@ class Settings:
     @property
     def address(self) -> str:
         """Where it is, without passwords."""
-        return ", ".join(re.sub("//[^/@]*@", "//", server) for server in self.servers)
+        return ", ".join(map(masked, self.servers))
 
 
 class Link:
@@ -275,7 +276,8 @@ class Link:
 
 
 def _words(error: Exception | None) -> str:
-    said = str(error or "the connection was lost").removeprefix("nats: ").strip("'\r\n") or repr(error)
+    said = masked(error or "the connection was lost").removeprefix("nats: ").strip("'\r\n")
+    said = said or masked(repr(error))
     if "authorization" in said.lower():
         return f"{said} (user, password, token)"
     return f"{said} (tls)" if isinstance(error, ssl.SSLError) else said
