@@ -210,6 +210,8 @@ class KafkaQueue(Queue):
             await self._change()
         msg = self._arrived.popleft()
         self._arrived_bytes -= len(msg.msg)
+        # A negative timestamp is none.
+        self.lag = max(0.0, time.time() - msg.tag.timestamp / 1000) if msg.tag.timestamp >= 0 else 0.0
         self._changed.set()
         return msg
 

@@ -74,8 +74,8 @@ class Settings:
 class Link:
     """A connection as the node named ``node``.
 
-    ``delivered`` is called with the number in the stream and the bytes of each message, in order, some of
-    them again; ``confirmed`` with the number and the answer of each publish. ``broken`` is set when the
+    ``delivered`` is called with the number in the stream, the bytes and the Unix time of each message, in
+    order, some of them again; ``confirmed`` with the number and the answer of each publish. ``broken`` is set when the
     connection is of no use any more, and ``reason`` says why. ``complaint`` is what the server said last.
     """
 
@@ -83,7 +83,7 @@ class Link:
         self,
         settings: Settings,
         node: str,
-        delivered: Callable[[int, bytes], None],
+        delivered: Callable[[int, bytes, float], None],
         confirmed: Callable[[int, bytes], None],
     ) -> None:
         self._settings = settings
@@ -238,9 +238,10 @@ class Link:
             self._asked = max(0, self._asked - 1)
             # .stream.consumer.times.number.number_here.time.left, behind a domain and an account or not
             tokens = msg.reply.split(".")
-            number = int(tokens[5] if len(tokens) == 9 else tokens[7])
+            at = 5 if len(tokens) == 9 else 7
+            number, stored = int(tokens[at]), int(tokens[at + 2]) / SECOND
             self._replies.append((number, msg.reply))
-            self._delivered(number, msg.data)
+            self._delivered(number, msg.data, stored)
             if not self._asked:
                 self.more()
             return

@@ -215,6 +215,7 @@ class RedisQueue(Queue):
             await self._changed.wait()
         msg = self._arrived.popleft()
         self._arrived_bytes -= len(msg.msg)
+        self.lag = max(0.0, self._now() - msg.tag[0]) / 1000
         if not self._arrived:
             self._wake()
         return msg
