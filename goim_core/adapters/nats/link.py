@@ -75,8 +75,9 @@ class Link:
     """A connection as the node named ``node``.
 
     ``delivered`` is called with the number in the stream, the bytes and the Unix time of each message, in
-    order, some of them again; ``confirmed`` with the number and the answer of each publish. ``broken`` is set when the
-    connection is of no use any more, and ``reason`` says why. ``complaint`` is what the server said last.
+    order, some of them again; ``confirmed`` with the number and the answer of each publish. ``broken`` is set
+    when the connection is of no use any more, and ``reason`` says why. ``complaint`` is what the server said
+    last.
     """
 
     def __init__(
