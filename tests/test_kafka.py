@@ -686,6 +686,31 @@ async def test_a_producer_that_lost_count_is_replaced(broker: KafkaServer) -> No
             await queue.publish(room(b"taken"))
 
 
+async def test_nothing_of_a_consumer_is_left_that_was_dropped_while_its_broker_was_silent(
+    own_broker: KafkaServer,
+) -> None:
+    async with node(KafkaQueue(own_broker.address, timeout=0.3)) as queue:
+        await queue.publish(room(b"0"))
+        assert await received(queue, 1) == [b"0"]
+        consumer, producer = queue._consumer, queue._outgoing._producer
+        own_broker.pause()
+        try:
+            await ill(queue)
+            queue._outgoing.spoil()
+            with anyio.fail_after(10):
+                fetching = {consumer._fetcher._fetch_task}
+                while not all(task.done() for task in fetching | consumer._fetcher._pending_tasks):  # noqa: ASYNC110
+                    await anyio.sleep(0.01)  # aiokafka tells nobody
+        finally:
+            own_broker.go_on()
+        await well(queue)
+        with anyio.fail_after(10):
+            while not producer._sender.sender_task.done():  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert not any(conn.connected() for conn in consumer._client._conns.values())
+        assert not any(conn.connected() for conn in producer.client._conns.values())
+
+
 async def test_an_answer_to_a_producer_that_was_replaced_is_no_news_of_the_topic(
     broker: KafkaServer, topic: str
 ) -> None:

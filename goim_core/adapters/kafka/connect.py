@@ -170,6 +170,7 @@ class Kafka:
             batch.drain_ready()
         waiting.fail_all(errors.KafkaConnectionError("the connection was given up"))
         await self._end(producer.stop())
+        await self._end(producer._sender.close())  # noqa: SLF001  # where stopping was given up half-way
         await self._end(producer.client.close())
 
     async def consumer(self, group: str) -> AIOKafkaConsumer:
@@ -194,9 +195,21 @@ class Kafka:
         return consumer
 
     async def stop_consumer(self, consumer: AIOKafkaConsumer) -> None:
-        """Stop it, within a bounded time."""
+        """Stop it, and all that it does, within a bounded time."""
+        # Stopping waits for the coordinator. Given up there, it would leave the rest at work for ever: tasks
+        # that fetch, and connect where that fails.
+        fetcher, coordinator = consumer._fetcher, consumer._coordinator  # noqa: SLF001
+        if fetcher is not None:
+            await self._end(fetcher.close())
+            fetching = list(fetcher._pending_tasks)  # noqa: SLF001  # it awaits the first one only
+            for task in fetching:
+                task.cancel()
+            if fetching:
+                await asyncio.wait(fetching, timeout=self.timeout)
         await self._end(consumer.stop())
-        await self._end(consumer._client.close())  # noqa: SLF001  # where stopping failed half-way
+        if coordinator is not None:
+            await self._end(coordinator._stop_commit_offsets_refresh_task())  # noqa: SLF001
+        await self._end(consumer._client.close())  # noqa: SLF001
 
     async def _end(self, stopping: Coroutine[Any, Any, None]) -> None:
         # In a task of its own: aiokafka lets the cancellation of its own tasks out, to whoever stops it.
