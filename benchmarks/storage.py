@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 
 from goim_core.adapters import sqlite
-from goim_core.adapters.group_commit import GroupCommit
+from goim_core.adapters.sql.group_commit import GroupCommit
 from goim_core.adapters.sqlite import SQLiteStorage
 
 USERS = 1000

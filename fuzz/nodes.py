@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from goim_core.adapters.redis_counts import goim_slots, sum_up
+from goim_core.adapters.redis.counts import goim_slots, sum_up
 from goim_core.discovery import Node, instance, read_instance
 
 __all__ = ["check", "seeds"]

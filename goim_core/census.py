@@ -7,8 +7,8 @@ import logging
 from goim_core.clock import Clock
 from goim_core.comet import Comet
 from goim_core.errors import GoimError
-from goim_core.flow import settled
-from goim_core.registry import Registry
+from goim_core.flow import tried
+from goim_core.registry import Online, Registry
 
 __all__ = ["Census"]
 
@@ -16,7 +16,10 @@ _log = logging.getLogger("goim_core.census")
 
 
 class Census:
-    """Tells ``registry`` who is online here, and ``comet`` who is elsewhere, every ``interval`` seconds."""
+    """Tells ``registry`` who is online here, and ``comet`` who is elsewhere, every ``interval`` seconds.
+
+    Where the registry raises, or says what are no counts, the last ones stay, and it is asked again.
+    """
 
     def __init__(self, comet: Comet, registry: Registry, clock: Clock, interval: float) -> None:
         self._comet = comet
@@ -30,11 +33,19 @@ class Census:
             return
         fresh = True
         while True:
-            try:
-                self._comet.elsewhere = await settled(self._registry.report(self._comet.census()))
-                fresh = True
-            except GoimError as error:
-                if fresh:  # said once, until they are again
-                    _log.warning("counts of other nodes are not fresh: %s", error)
-                fresh = False
+            found: object = await tried(lambda: self._registry.report(self._comet.census()))
+            if isinstance(found, Online):
+                self._comet.elsewhere = found
+            elif fresh:  # said once, until they are again
+                _say(found)
+            fresh = isinstance(found, Online)
             await self._clock.sleep(self.interval)
+
+
+def _say(found: object) -> None:
+    if isinstance(found, GoimError):
+        _log.warning("counts of other nodes are not fresh: %s", found)
+    elif isinstance(found, Exception):
+        _log.error("counts of other nodes are not fresh: report raised", exc_info=found)
+    else:
+        _log.error("counts of other nodes are not fresh: report returned %.80r, expected Online", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -64,8 +65,8 @@ READY: dict[str, dict[str, tuple[str, Callable[[str], str]]]] = {
     "queue": {
         "nats": ("goim_core.adapters.nats:NATSQueue", _whole),
         "kafka": ("goim_core.adapters.kafka:KafkaQueue", _host_port),
-        "redis": ("goim_core.adapters.redis_queue:RedisQueue", _whole),
-        "rediss": ("goim_core.adapters.redis_queue:RedisQueue", _whole),
+        "redis": ("goim_core.adapters.redis:RedisQueue", _whole),
+        "rediss": ("goim_core.adapters.redis:RedisQueue", _whole),
     },
     "registry": {
         "redis": ("goim_core.adapters.redis:RedisRegistry", _whole),
@@ -74,8 +75,8 @@ READY: dict[str, dict[str, tuple[str, Callable[[str], str]]]] = {
     "discovery": {
         "http": ("goim_core.adapters.discovery:BilibiliDiscovery", _whole),
         "https": ("goim_core.adapters.discovery:BilibiliDiscovery", _whole),
-        "redis": ("goim_core.adapters.redis_discovery:RedisDiscovery", _whole),
-        "rediss": ("goim_core.adapters.redis_discovery:RedisDiscovery", _whole),
+        "redis": ("goim_core.adapters.redis:RedisDiscovery", _whole),
+        "rediss": ("goim_core.adapters.redis:RedisDiscovery", _whole),
     },
 }
 
@@ -90,23 +91,31 @@ def made(setting: str, choice: str) -> Any:
     name, argument = ready
     where = argument(choice)
     if not where:
-        raise ConfigurationError(f"{setting}: expected {CHOICES[setting]}; got {choice!r}")
+        raise ConfigurationError(f"{setting}: expected {CHOICES[setting]}; got {_shown(choice)}")
     return load(setting, name)(where)
 
 
 def load(setting: str, name: str) -> Any:
     """The class ``name``, MODULE:CLASS; raises ConfigurationError that names the setting."""
     expected = CHOICES.get(setting, "MODULE:CLASS")
-    if "//" in name:  # only its beginning is shown: there may be a password in the rest
-        raise ConfigurationError(f"{setting}: expected {expected}; got '{name.partition('//')[0]}//...'")
+    if "//" in name:
+        raise ConfigurationError(f"{setting}: expected {expected}; got {_shown(name)}")
     module, colon, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute) if colon else None
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{setting}: cannot load {name!r}: {error}") from None
+        raise ConfigurationError(f"{setting}: cannot load {_shown(name)}: {error}") from None
     kind = PARTS[setting]
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ConfigurationError(
-            f"{setting}: expected {expected}, a subclass of {kind.__name__}; got {name!r}"
+            f"{setting}: expected {expected}, a subclass of {kind.__name__}; got {_shown(name)}"
         )
     return found
+
+
+def _shown(name: str) -> str:
+    """``name``, of anything but MODULE:CLASS only the beginning: there may be a password in the rest."""
+    if re.fullmatch(r"[\w.]*(:[\w.]*)?", name):
+        return repr(name)
+    begin = re.match(r"([\w.+-]+:(//)?)?", name)
+    return f"'{begin[0] if begin else ''}...'"

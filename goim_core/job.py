@@ -7,6 +7,7 @@ room while that room is being sent becomes its next packet, and an idle room is 
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from time import perf_counter
 
 import anyio
@@ -16,6 +17,7 @@ from attrs import Factory, define
 
 from goim_core.clock import Clock
 from goim_core.comet import SLICE, Comet, Pushing
+from goim_core.flow import kept_running
 from goim_core.metrics import SIZES, Histogram
 from goim_core.options import Options
 from goim_core.protocol import Op, encode, pushable
@@ -65,7 +67,8 @@ class Job:
     async def run(self) -> None:
         """Work until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._receive, tasks)
+            receive = f"{type(self._queue).__name__}.receive"
+            tasks.start_soon(kept_running, receive, partial(self._receive, tasks), self._clock)
             tasks.start_soon(self._send)
 
     async def _receive(self, tasks: TaskGroup) -> None:

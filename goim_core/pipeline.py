@@ -19,7 +19,7 @@ from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
 from goim_core.doors import Contexts, check_guarded
 from goim_core.errors import ConfigurationError
-from goim_core.flow import Exchanges
+from goim_core.flow import Exchanges, kept_running
 from goim_core.guard import Guard
 from goim_core.handshake import Terms
 from goim_core.http_door import HTTPDoor
@@ -102,9 +102,9 @@ class Pipeline:
                     self.listeners.setdefault(door, []).append(listener)
                 self._tasks.start_soon(deadlines.run)
                 self._tasks.start_soon(reactor.run)
-                self._tasks.start_soon(self.queue.run)
-                self._tasks.start_soon(self.registry.run)
-                self._tasks.start_soon(self.discovery.run)
+                for part in (self.queue, self.registry, self.discovery):
+                    name = f"{type(part).__name__}.run"
+                    self._tasks.start_soon(kept_running, name, part.run, deadlines.clock)
                 self._census = Census(self.comet, self.registry, deadlines.clock, options.census)
                 self._job = Job(self.queue, self.comet, deadlines.clock, options, self.instruments.batches)
                 self._tasks.start_soon(self._census.run)

@@ -64,6 +64,7 @@ class Fake:
     def __init__(self, known: Registrations) -> None:
         self.known = known
         self.calls: list[tuple[str, Form]] = []
+        self.authorizations: list[str] = []
         self.otherwise: Callable[[str], Response | None] = lambda what: None
         self.url = ""
         self._port = 0
@@ -106,6 +107,8 @@ class Fake:
         form = {name: list(values) for name, values in request.query.items()}
         form |= parse_qs(request.body.decode(), keep_blank_values=True, errors="strict")
         self.calls.append((what, form))
+        if "authorization" in request.headers:
+            self.authorizations.append(request.headers["authorization"])
         other = self.otherwise(what)
         if other is not None:
             return other

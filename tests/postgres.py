@@ -6,8 +6,11 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -72,6 +75,21 @@ class PostgresServer:
     def kill(self) -> None:
         """All its processes end at once, in the middle of what they do."""
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All its processes keep their connections, and say nothing; who connects is not greeted."""
+        with psycopg.connect(self.dsn) as connection:
+            found = connection.execute("SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            processes = [pid for (pid,) in found]
+        processes.append(int((self._data / "postmaster.pid").read_text().split()[0]))
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
 
     def close(self) -> None:
         self.kill()

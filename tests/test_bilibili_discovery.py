@@ -302,6 +302,8 @@ async def test_a_zone_is_needed() -> None:
         ({"refresh": 0}, "refresh"),
         ({"renew": -1}, "renew"),
         ({"timeout": 0}, "timeout"),
+        ({"timeout": "3"}, "timeout"),
+        ({"refresh": True}, "refresh"),
     ],
 )
 def test_arguments_that_cannot_be_used(

@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from goim_core.adapters.cityhash import cityhash32
+from goim_core.adapters.redis.cityhash import cityhash32
 
 MULTIPLIER = 0xC3A5C85C97CB3127
 MASK = (1 << 64) - 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,8 @@ from goim_core.client import Backoff, ClientState, connect
 from goim_core.client.address import Target, read_nodes
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.http_door import HTTPDoor, Request, Response
+from goim_core.testing.clock import ManualClock
+from goim_core.testing.quiet import all_blocked
 from goim_core.wire import disconnect_frame
 from tests.scripted import Scripted, States, scripted
 
@@ -167,6 +171,45 @@ async def test_while_nobody_answers_the_nodes_known_last_are_tried() -> None:
             await peer.close()
             await second.peer()
         assert len(nodes.asked) == 2
+
+
+async def test_while_connected_it_asks_again_and_finds_who_came_since() -> None:
+    """It asked while its node knew only itself; then that one dies, and with it the list."""
+    clock = ManualClock()
+    numbers = iter([0.0, 1.0, 0.5, 0.5])
+    async with two_nodes() as (nodes, first, second):
+        nodes.told = [first.url]
+        options: Any = {
+            "clock": clock,
+            "random": lambda: next(numbers, 0.5),
+            "heartbeat": 1e6,
+            "backoff": AT_ONCE,
+        }
+        async with connect(nodes.url, token=b"t", **options):
+            peer = await first.peer()
+            for seconds, told in ((48, [first.url, second.url]), (72, None), (60, None)):
+                nodes.other = Response(503) if told is None else None
+                nodes.told = told or []
+                await clock.asleep(seconds)
+                asked = len(nodes.asked)
+                clock.advance(seconds)
+                while len(nodes.asked) == asked:
+                    await anyio.lowlevel.checkpoint()
+            await clock.asleep(60)
+            await first.listener.aclose()
+            await peer.close()
+            await second.peer()
+
+
+@pytest.mark.parametrize("where", ["list", "one"])
+async def test_it_asks_no_more_where_it_shall_not_or_there_is_none(where: str) -> None:
+    clock = ManualClock()
+    async with two_nodes() as (nodes, first, _):
+        address, every = (nodes.url, math.inf) if where == "list" else (first.url, 60.0)
+        async with connect(address, token=b"t", clock=clock, refresh_nodes=every, heartbeat=1e6):
+            await first.peer()
+            await all_blocked()
+            assert clock.sleepers == 1, "the client's other times"
 
 
 async def test_a_node_that_turns_the_client_away_for_good_is_the_last() -> None:

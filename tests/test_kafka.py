@@ -31,10 +31,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goim_core import OpenAuth, Server
-from goim_core.adapters import kafka, kafka_connect
 from goim_core.adapters.kafka import KafkaQueue
-from goim_core.adapters.kafka_connect import Kafka
-from goim_core.adapters.kafka_offsets import Delivery, Partition, partition_of, record_key
+from goim_core.adapters.kafka import connect as kafka_connect
+from goim_core.adapters.kafka import queue as kafka
+from goim_core.adapters.kafka.connect import Kafka
+from goim_core.adapters.kafka.offsets import Delivery, Partition, partition_of, record_key
 from goim_core.adapters.pushmsg import decode_push
 from goim_core.client import connect
 from goim_core.errors import BackboneError, ConfigurationError, ServerStopped
@@ -683,6 +684,73 @@ async def test_a_producer_that_lost_count_is_replaced(broker: KafkaServer) -> No
             while queue._outgoing._producer is producer:
                 await queue._change()
             await queue.publish(room(b"taken"))
+
+
+async def test_nothing_of_a_consumer_is_left_that_was_dropped_while_its_broker_was_silent(
+    own_broker: KafkaServer,
+) -> None:
+    async with node(KafkaQueue(own_broker.address, timeout=0.3)) as queue:
+        await queue.publish(room(b"0"))
+        assert await received(queue, 1) == [b"0"]
+        consumer, producer = queue._consumer, queue._outgoing._producer
+        own_broker.pause()
+        try:
+            await ill(queue)
+            queue._outgoing.spoil()
+            with anyio.fail_after(10):
+                fetching = {consumer._fetcher._fetch_task}
+                while not all(task.done() for task in fetching | consumer._fetcher._pending_tasks):  # noqa: ASYNC110
+                    await anyio.sleep(0.01)  # aiokafka tells nobody
+        finally:
+            own_broker.go_on()
+        await well(queue)
+        with anyio.fail_after(10):
+            while not producer._sender.sender_task.done():  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert not any(conn.connected() for conn in consumer._client._conns.values())
+        assert not any(conn.connected() for conn in producer.client._conns.values())
+
+
+async def test_an_answer_to_a_producer_that_was_replaced_is_no_news_of_the_topic(
+    broker: KafkaServer, topic: str
+) -> None:
+    """It may come behind those of the new one: the topic has not begun anew, nothing is read again."""
+    async with node(KafkaQueue(broker.address, topic=topic)) as queue:
+        for number in range(3):
+            await queue.publish(room(b"%d" % number))
+        assert await received(queue, 3) == [b"0", b"1", b"2"]
+        late = asyncio.get_running_loop().create_future()
+        late.set_result(SimpleNamespace(partition=0, offset=0))
+        queue._outgoing.under_way += 1
+        await queue._outgoing._places.acquire()
+        queue._outgoing._answered(object(), late)
+        await queue.publish(room(b"3"))
+        assert await received(queue, 1) == [b"3"]
+        assert queue.pending == 0
+
+
+async def test_a_partition_that_goes_while_it_is_committed_harms_nothing(
+    broker: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(KafkaQueue(broker.address, topic=topic)) as queue:
+        commit = queue._consumer.commit
+        gone = anyio.Event()
+
+        async def commit_and_lose(offsets: Any) -> None:
+            await commit(offsets)
+            queue._partitions.clear()
+            gone.set()
+
+        monkeypatch.setattr(queue._consumer, "commit", commit_and_lose)
+        await queue.publish(room(b"0"))
+        assert await received(queue, 1) == [b"0"]
+        await gone.wait()
+        # The look at the topic finds it again.
+        while not queue._partitions:
+            await queue._change()
+        await queue.publish(room(b"1"))
+        while await received(queue, 1) != [b"1"]:
+            pass
 
 
 async def test_a_body_that_is_too_large_is_refused_alone(broker: KafkaServer, topic: str) -> None:

@@ -99,6 +99,39 @@ def test_nothing_imports_an_adapter() -> None:
     assert not users
 
 
+SHARED_BY_ADAPTERS = {"pushmsg", "sql", "trouble"}
+
+
+def test_an_adapter_imports_no_other_system_s() -> None:
+    others = {
+        (module, other)
+        for module in MODULES
+        for other in inner(module)
+        if layer(module) == layer(other) == "adapters"
+        and other.split(".")[1] not in {module.split(".")[1], *SHARED_BY_ADAPTERS}
+    }
+    assert not others
+
+
+@pytest.mark.parametrize(
+    ("adapter", "own"),
+    [
+        ("nats", {"nats"}),
+        ("kafka", {"aiokafka"}),
+        ("redis", {"redis"}),
+        ("discovery", {"httpx"}),
+        ("sqlite", {"sqlite3"}),
+        ("postgres", {"psycopg"}),
+        ("jwt", {"jwt"}),
+    ],
+)
+def test_an_adapter_needs_its_own_extra_only(adapter: str, own: set[str]) -> None:
+    check = f"import sys, goim_core.adapters.{adapter}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    extras = {"nats", "aiokafka", "redis", "httpx", "psycopg", "jwt", "sqlite3"}
+    assert extras & set(loaded.stdout.split()) == own
+
+
 @pytest.mark.parametrize("module", sorted(SYNC))
 def test_sync_modules_have_no_coroutine(module: str) -> None:
     assert not [node.lineno for node in ast.walk(MODULES[module]) if isinstance(node, ast.AsyncFunctionDef)]

@@ -19,10 +19,10 @@ import trustme
 from anyio.abc import ByteStream, SocketAttribute
 
 from goim_core import OpenAuth, Options, Server
-from goim_core.adapters import nats as nats_queue
-from goim_core.adapters import nats_link
 from goim_core.adapters.nats import NATSQueue
-from goim_core.adapters.nats_link import Link
+from goim_core.adapters.nats import link as nats_link
+from goim_core.adapters.nats import queue as nats_queue
+from goim_core.adapters.nats.link import Link
 from goim_core.adapters.pushmsg import decode_push, encode_push
 from goim_core.client import connect
 from goim_core.errors import BackboneError, ConfigurationError
@@ -231,6 +231,20 @@ async def test_a_server_that_is_frozen_is_left_and_found_again(own_server: NATSS
         if received[1] == b"in vain":
             received = [received[0], *await bodies(queue, 1)]
         assert received == [b"before", b"after"]
+
+
+async def test_an_answer_that_comes_late_ends_the_trouble(own_server: NATSServer) -> None:
+    """The connection outlives the pause, and nobody publishes again."""
+    queue = NATSTopic(own_server, "topic").new_queue(timeout=0.3)
+    async with working(queue):
+        link = queue._link
+        with own_server.frozen():
+            with pytest.raises(BackboneError, match="it may have it$"):
+                await queue.publish(push(b"late"))
+            assert "did not confirm a push within 0.3 s" in queue.trouble
+        await when(lambda: not queue.trouble)
+        assert queue._link is link
+        assert await bodies(queue, 1) == [b"late"]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from goim_core.adapters import postgres
-from goim_core.adapters.inbox_change import After
 from goim_core.adapters.postgres import PostgresStorage
+from goim_core.adapters.sql.inbox_change import After
 from goim_core.errors import ConfigurationError, StorageError
 from goim_core.storage import StorageHook
 from goim_core.testing.clock import ManualClock
@@ -405,6 +405,34 @@ async def test_one_that_fails_fails_alone(dsn: str) -> None:
                 tasks.start_soon(push, body)
         assert results.pop(b"bad") is True
         assert sorted(results.values()) == [1, 2, 3, 4]
+
+
+async def test_the_end_does_not_wait_for_a_server_that_is_frozen(
+    postgres_server: PostgresServer, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PostgresStorage, "closing_seconds", 0.2)
+    monkeypatch.setitem(postgres.PARAMETERS, "connect_timeout", "2")
+    storage = PostgresStorage(dsn)
+    await storage.start()
+    told: list[str] = []
+
+    async def append() -> None:
+        with pytest.raises(StorageError) as lost:
+            await storage.append([7], 1000, b"lost")
+        told.append(str(lost.value))
+
+    await storage.append([7], 1000, b"kept")
+    before = storage._writes._newest
+    with anyio.fail_after(10):
+        with postgres_server.frozen():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(append)
+                while (newest := storage._writes._newest) is before or newest is None or not newest.started:
+                    await anyio.lowlevel.checkpoint()
+                await storage.aclose()
+    assert "PostgreSQL" in told[0]
+    async with started(dsn) as again:
+        assert [each.body for each in await again.after(7, 0, 10, 1000)] == [b"kept"]
 
 
 async def test_missing_tables_are_an_error_that_is_forgiven(dsn: str) -> None:

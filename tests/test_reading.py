@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goim_core.adapters.nats_stream import Place
-from goim_core.adapters.reading import Reading
+from goim_core.adapters.nats.reading import Reading
+from goim_core.adapters.nats.stream import Place
 
 steps = st.lists(
     st.tuples(st.sampled_from(["come", "pass", "done", "publish"]), st.integers(0, 30)), max_size=80

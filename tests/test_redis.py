@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from goim_core.adapters.redis import PAGE, RedisRegistry
-from goim_core.adapters.redis_counts import goim_slots, sum_up
-from goim_core.adapters.redis_scripts import ADD, sha
+from goim_core.adapters.redis import RedisRegistry
+from goim_core.adapters.redis import registry as registry_module
+from goim_core.adapters.redis.counts import goim_slots, sum_up
+from goim_core.adapters.redis.registry import PAGE
+from goim_core.adapters.redis.scripts import ADD, sha
 from goim_core.errors import BackboneError, ConfigurationError
 from goim_core.registry import Online, Registry
 from goim_core.session import Session
@@ -523,7 +525,7 @@ async def test_a_server_that_was_killed_and_started_again(
             await until(lambda: not registry.trouble)
             await until(lambda: server.ask("EXISTS", "key_b", "goim_registry:key:b") == 0)
             assert await registry.remove(stays)
-    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis"]
+    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis.registry"]
     assert len([text for text in ours if "works again" in text]) == 1
     assert len(ours) == 2
 
@@ -549,6 +551,27 @@ async def test_a_server_that_is_paused(caplog: pytest.LogCaptureFixture) -> None
             await until(lambda: not registry.trouble and not registry._forgotten)
             assert await found(registry) == [("a", "node-1")]
             assert await registry.remove(stays)
+
+
+async def test_what_is_to_be_removed_later_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "FORGOTTEN", 10)
+    async with started_redis() as server:
+        async with at_work(RedisRegistry(server.url, timeout=0.2)) as registry:
+            held = [session(f"key-{number}", number) for number in range(20)]
+            for each in held:
+                await registry.add(each)
+            server.kill()
+            with pytest.raises(BackboneError):
+                await registry.mids([7])
+            for number in range(5):  # nothing was sent: there is nothing to remove
+                with pytest.raises(BackboneError, match="nothing was sent"):
+                    await registry.add(session(f"new-{number}"))
+            assert not registry._forgotten
+            for each in held:
+                assert await registry.remove(each)
+            assert [route.session for route in registry._forgotten] == held[10:]
+            server.start()
+            await until(lambda: not registry._forgotten)
 
 
 async def test_a_node_that_ends_while_its_server_is_away_ends_at_once(url: str) -> None:

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from attrs import evolve
 
-from goim_core.adapters.redis_discovery import RedisDiscovery
+from goim_core.adapters.redis import RedisDiscovery
 from goim_core.discovery import Node
 from goim_core.errors import BackboneError, ConfigurationError
 from goim_core.testing.discovery_contract import DiscoveryContract, New, joined, until
@@ -66,7 +66,7 @@ async def test_a_node_that_dies_is_forgotten_with_its_name(redis: RedisServer) -
 
 
 async def test_a_server_that_lost_its_memory_learns_all_again(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "goim_core.adapters.redis_discovery")
+    caplog.set_level(logging.INFO, "goim_core.adapters.redis.discovery")
     async with started_redis() as server:
         async with joined(hurried(server), NODE) as first, joined(hurried(server), Node("n2")) as second:
             await until(lambda: len(first.names) == 2)

@@ -13,8 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from goim_core import CloseCode, Disconnect, OpenAuth, Options, Server
-from goim_core.adapters.redis import RedisRegistry
-from goim_core.adapters.redis_queue import RedisQueue
+from goim_core.adapters.redis import RedisQueue, RedisRegistry
 from goim_core.client import Backoff, Client, connect
 from goim_core.memory_storage import MemoryStorage
 from tests.e2e.processes import ROOT, environment

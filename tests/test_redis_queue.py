@@ -15,8 +15,9 @@ import anyio.to_thread
 import pytest
 from redis import Redis
 
-from goim_core.adapters import redis_stream
-from goim_core.adapters.redis_queue import RedisQueue
+from goim_core.adapters.redis import RedisQueue
+from goim_core.adapters.redis import queue as redis_queue
+from goim_core.adapters.redis import stream as redis_stream
 from goim_core.errors import BackboneError, ConfigurationError, ServerStopped
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.testing.queue_contract import DurableQueueContract, Topic, working
@@ -307,7 +308,7 @@ async def test_a_server_that_was_killed_and_started_empty(caplog: pytest.LogCapt
         await publish_when_possible(queue, b"1", b"2")
         assert await take(queue, 2) == [b"1", b"2"]
         await until(lambda: not queue.trouble)
-    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis_queue"]
+    ours = [text for name, _, text in caplog.record_tuples if name == "goim_core.adapters.redis.queue"]
     assert len([text for text in ours if "works again" in text]) == 2  # its two connections
     assert len([text for text in ours if "had lost the group" in text]) == 1
     assert len(ours) <= 6
@@ -442,12 +443,73 @@ async def test_a_server_without_memory_refuses_pushes_until_there_is_some(url: s
         try:
             with pytest.raises(BackboneError, match="Redis refused: .*maxmemory"):
                 await queue.publish(push(b"2"))
+            assert "publishing to the stream 'goim-push-topic' in Redis: Redis refused: " in queue.trouble
             assert await take(queue, 1) == [b"1"]  # what is there is delivered
             await until(lambda: raw.xpending(TOPIC, "goim_core:node")["pending"] == 0)
         finally:
             raw.config_set("maxmemory", 0)
         await queue.publish(push(b"3"))
+        assert not queue.trouble
         assert await take(queue, 1) == [b"3"]
+
+
+async def test_a_server_that_lets_nobody_read_is_not_asked_all_the_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with started_redis() as server:
+        async with at_work(RedisQueue(server.url)) as queue:
+            server.ask("ACL", "SETUSER", "default", "-xreadgroup")
+            await until(lambda: "XREADGROUP" in queue.trouble.upper())
+            began, asked = time.monotonic(), calls(server, "xreadgroup")
+            await until(lambda: calls(server, "xreadgroup") >= asked + 3)
+            assert time.monotonic() - began > 0.3
+            assert len(caplog.records) == 1
+            server.ask("ACL", "SETUSER", "default", "+xreadgroup")
+            await queue.publish(push(b"1"))
+            assert await take(queue, 1) == [b"1"]
+            await until(lambda: not queue.trouble)
+
+
+def calls(server: RedisServer, command: str) -> int:
+    """How often the server was asked, and refused it."""
+    found: dict[str, Any] = server.ask("INFO", "commandstats").get(f"cmdstat_{command}", {})
+    return int(found.get("calls", 0)) + int(found.get("rejected_calls", 0))
+
+
+async def test_what_cannot_be_acknowledged_is_said_and_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(redis_queue, "UNTOLD", 20)
+    monkeypatch.setattr(redis_queue, "RETRY", (0.01, 0.01))
+    async with started_redis() as server:
+        async with at_work(RedisQueue(server.url, prefetch=5)) as queue:
+            server.ask("ACL", "SETUSER", "default", "-xack")
+            for number in range(100):
+                await queue.publish(push(b"%d" % number))
+            assert await take(queue, 20) == [b"%d" % number for number in range(20)]
+            await until(lambda: "acknowledging on the stream 'goim-push-topic' in Redis" in queue.trouble)
+            with anyio.fail_after(10):
+                while queue._arrived or not queue._changed.statistics().tasks_waiting:  # the reading waits
+                    if queue._arrived:
+                        queue.acknowledge(await queue.receive())
+                    await anyio.lowlevel.checkpoint()
+            assert 20 <= len(queue._here) <= 20 + 5
+            server.ask("ACL", "SETUSER", "default", "+xack")
+            last = b""
+            while last != b"99":
+                (last,) = await take(queue, 1)
+            await until(lambda: not queue.trouble and not queue._here)
+    assert len([each for each in caplog.records if "acknowledging" in each.message]) == 1
+
+
+async def test_the_clock_of_redis_is_looked_at_again(url: str, raw: Redis) -> None:
+    """Somebody has set it back by an hour since this node has seen it last."""
+    async with at_work(RedisQueue(url, retention=1)) as queue:
+        queue._ahead += 3_600_000
+        await until(lambda: abs(queue._now() - time.time() * 1000) < 1000)
+        raw.xadd(TOPIC, {"push": HI})
+        assert await take(queue, 1) == [b"hi"]
+        assert queue.expired == 0
 
 
 async def test_a_server_that_is_away_is_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from goim_core.adapters import sql_storage
+from goim_core.adapters.sql import storage as sql_storage
 from goim_core.adapters.sqlite import SQLiteStorage
 from goim_core.errors import ConfigurationError, StorageError
 from goim_core.storage import StorageHook

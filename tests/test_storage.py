@@ -13,7 +13,7 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goim_core.adapters.inbox_change import Append, Change
+from goim_core.adapters.sql.inbox_change import Append, Change
 from goim_core.errors import ConfigurationError
 from goim_core.memory_storage import MemoryStorage
 from goim_core.storage import Retention, StorageHook, StorePolicy

@@ -11,13 +11,15 @@ can read a number before the one below it.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from goim_core.adapters.inbox_change import After, Change, Cursor, Read, Work, fitting
-from goim_core.adapters.sql_storage import ConnectionLost, SQLStorage, Unavailable
+from goim_core.adapters.sql.inbox_change import After, Change, Cursor, Read, Work, fitting
+from goim_core.adapters.sql.storage import ConnectionLost, SQLStorage, Unavailable
 from goim_core.errors import ConfigurationError, StorageError
+from goim_core.masked import masked
 from goim_core.storage import Retention, StorePolicy
 
 try:
@@ -154,6 +156,8 @@ class PostgresStorage(SQLStorage):
         except psycopg.ProgrammingError:
             # Neither shown nor chained: there may be a password in it.
             raise ConfigurationError("dsn: expected a connection string or URI of PostgreSQL") from None
+        if "@" in str(self._parameters.get("host", "")):  # it would be shown where it cannot be found
+            raise ConfigurationError("dsn: expected %40 for an @ in a name or password")
         super().__init__(Retention(keep, keep_for, policy))
         self._writer: Connection | None = None
         self._reader: Connection | None = None
@@ -171,6 +175,15 @@ class PostgresStorage(SQLStorage):
         for connection in (self._reader, self._writer):
             if connection is not None:
                 connection.close()
+
+    def _break(self) -> None:
+        # A server that is frozen keeps its connections: its machine answers for it.
+        for connection in (self._reader, self._writer):
+            if connection is not None and not connection.closed:
+                sock = socket.socket(fileno=connection.fileno())
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.detach()  # it is libpq's to close
 
     def _connect(self) -> Connection:
         try:
@@ -306,4 +319,4 @@ def _parts(messages: Sequence[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return masked(error).partition("\n")[0]

@@ -18,8 +18,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
-from goim_core.adapters.inbox_change import After, Change, Cursor, Read, Work, fitting
-from goim_core.adapters.sql_storage import SQLStorage, Unavailable
+from goim_core.adapters.sql.inbox_change import After, Change, Cursor, Read, Work, fitting
+from goim_core.adapters.sql.storage import SQLStorage, Unavailable
 from goim_core.errors import ConfigurationError, StorageError
 from goim_core.storage import Retention, Stored, StorePolicy
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from goim_core.masked import masked
+
 __all__ = ["Trouble"]
 
 
@@ -13,13 +15,14 @@ class Trouble:
     def __init__(self, log: logging.Logger, what: str) -> None:
         self.text = ""
         self._log = log
-        self._what = what
+        self._what = masked(what)
 
     def begin(self, reason: object) -> None:
-        """Something is wrong; said once, until it is over."""
+        """Something is wrong; said once, until it is over. Passwords are left out."""
+        said = f"{self._what}: {masked(reason)}"
         if not self.text:
-            self._log.warning("%s: %s", self._what, reason)
-        self.text = f"{self._what}: {reason}"
+            self._log.warning("%s", said)
+        self.text = said
 
     def end(self) -> None:
         """Nothing is wrong any more."""

@@ -44,6 +44,7 @@ class Client:
         try:
             self._tasks.start_soon(self._keeper.timers.run)
             await self._tasks.start(self._keeper.run)
+            self._tasks.start_soon(self._where.keep_fresh, lambda: self.state is ClientState.OPEN)
             for room_id in self._settings.rooms:
                 await self.join(room_id)
         except BaseException as error:
@@ -230,8 +231,8 @@ def connect(
 
     ``address`` is ``tcp://host:port``, ``tls://``, ``ws://`` or ``wss://`` (``/sub`` unless it has a path),
     or a TCP host with ``port``. An ``http://`` or ``https://`` address is not the server's but that of a
-    node list (``/goim/nodes/weighted`` unless it has a path), which is asked for before each connection: its
-    nodes are tried in their order, each at the best of its ``doors``.
+    node list (``/goim/nodes/weighted`` unless it has a path), which is asked for before each connection, and
+    each ``refresh_nodes`` seconds: its nodes are tried in their order, each at the best of its ``doors``.
 
     ``token`` is what the server's AuthHook reads: bytes, text, a mapping (sent as JSON), or a plain or async
     function that is called for each connection, and when the server says that a token runs out. Its

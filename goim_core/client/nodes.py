@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -22,6 +24,10 @@ __all__ = ["Address", "NodeList", "Where", "where"]
 PATH = "/goim/nodes/weighted"
 LONGEST = 1 << 20
 """How many bytes of an answer are read."""
+JITTER = 0.2
+"""By which part the time until the nodes are asked for again is longer or shorter."""
+
+_log = logging.getLogger("goim_core.client")
 
 
 class Where(Protocol):
@@ -29,6 +35,9 @@ class Where(Protocol):
 
     async def targets(self) -> Sequence[Target]:
         """The addresses to try, one after the other. Raises OSError that names what was asked."""
+
+    async def keep_fresh(self, connected: Callable[[], bool]) -> None:
+        """Ask again now and then, while ``connected``, until cancelled; raises nothing."""
 
 
 class Address:
@@ -41,9 +50,15 @@ class Address:
         """See :meth:`Where.targets`."""
         return [self._target]
 
+    async def keep_fresh(self, connected: Callable[[], bool]) -> None:
+        """See :meth:`Where.keep_fresh`. There is nothing to ask."""
+
 
 class NodeList:
-    """The nodes that ``url`` names, asked for each time; while nobody answers those that it named last."""
+    """The nodes that ``url`` names, asked for each time, and now and then while there is a connection.
+
+    While nobody answers, they are those that it named last.
+    """
 
     def __init__(self, url: str, settings: Settings) -> None:
         self._shown = masked(url.partition("?")[0])
@@ -59,6 +74,18 @@ class NodeList:
             if not self._known:
                 raise
         return self._known
+
+    async def keep_fresh(self, connected: Callable[[], bool]) -> None:
+        """See :meth:`Where.keep_fresh`."""
+        settings = self._settings
+        while settings.refresh_nodes < math.inf:
+            # Clients that came all at once, as after a restart, do not ask all at once.
+            await settings.clock.sleep(settings.refresh_nodes * (1 + JITTER * (2 * settings.random() - 1)))
+            if connected():
+                try:
+                    self._known = await self._ask()
+                except OSError as error:
+                    _log.debug("the nodes known are those of before: %s", error)
 
     async def _ask(self) -> Sequence[Target]:
         seconds = self._settings.connect_timeout

@@ -108,6 +108,9 @@ class Options(TypedDict, total=False):
     doors: Iterable[str]
     """With a node list: which doors of a node to use, best first. Unless given, ``wss`` and ``tls`` where the
     list came over https, and else ``ws`` and ``tcp`` before them."""
+    refresh_nodes: float
+    """How often, while connected, a node list is asked for again (60), more or less a fifth; ``math.inf`` for
+    never. Whoever was its only node at first so knows the others when that one dies."""
     ssl_context: ssl.SSLContext | None
     """For ``tls``, ``wss`` and ``https``; the system's certificates unless given."""
     headers: Mapping[str, str]
@@ -140,6 +143,7 @@ class Settings:
     backoff: Backoff | None = field(factory=Backoff)
     stop_on: frozenset[int] = field(default=STOP_ON, converter=_codes)
     doors: tuple[str, ...] = field(default=(), converter=_doors)
+    refresh_nodes: float = field(default=60.0, validator=_seconds)
     ssl_context: ssl.SSLContext | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     on_state: Callable[[StateChange], object] | None = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -28,6 +29,10 @@ from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.testing.quiet import all_blocked
 
 __all__ = ["DurableQueueContract", "QueueContract", "Topic", "working"]
+
+
+CLOCKS = 0.05
+"""How many seconds the clocks of a queue and of the test may be apart."""
 
 
 def _push(body: bytes, room: str = "live://1000") -> PushMsg:
@@ -94,6 +99,23 @@ class QueueContract:
                     queue.acknowledge(msg)
             expected = [b"%d" % number for number in range(30)]
             assert received == {f"live://{room}": expected for room in (1, 2, 3)}
+
+    async def test_it_says_how_long_the_last_push_has_waited(self) -> None:
+        async with self.opened() as queue:
+            assert queue.lag == 0
+            before = monotonic()
+            await queue.publish(_push(b"waits"))
+            since = monotonic()
+            while monotonic() < since + 0.1:
+                await anyio.lowlevel.checkpoint()
+            waited = monotonic() - since
+            queue.acknowledge(await queue.receive())
+            # Clocks of milliseconds, and a server's that was read some time ago.
+            assert waited - CLOCKS < queue.lag < monotonic() - before + CLOCKS
+            before = monotonic()
+            await queue.publish(_push(b"does not"))
+            queue.acknowledge(await queue.receive())
+            assert 0 <= queue.lag < monotonic() - before + CLOCKS
 
     async def test_receiving_waits_for_a_push(self) -> None:
         async with self.opened() as queue:

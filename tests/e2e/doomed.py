@@ -19,9 +19,9 @@ import anyio
 from attrs import define
 
 from goim_core import OpenAuth, Server
-from goim_core.adapters.inbox_change import Append, Change, Work
 from goim_core.adapters.postgres import PostgresStorage
-from goim_core.adapters.sql_storage import SQLStorage
+from goim_core.adapters.sql.inbox_change import Append, Change, Work
+from goim_core.adapters.sql.storage import SQLStorage
 from goim_core.adapters.sqlite import SQLiteStorage
 from goim_core.queue import MemoryQueue, PushMsg
 

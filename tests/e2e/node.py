@@ -19,9 +19,7 @@ from examples.chat.app import command_line
 from goim_core import OpenAuth, Options, Server
 from goim_core.adapters.kafka import KafkaQueue
 from goim_core.adapters.nats import NATSQueue
-from goim_core.adapters.redis import RedisRegistry
-from goim_core.adapters.redis_discovery import RedisDiscovery
-from goim_core.adapters.redis_queue import RedisQueue
+from goim_core.adapters.redis import RedisDiscovery, RedisQueue, RedisRegistry
 from goim_core.adapters.sqlite import SQLiteStorage
 from goim_core.http_door import JSON, Request, Response
 from goim_core.settings import backend_of

@@ -188,6 +188,9 @@ class First:
     async def targets(self) -> Any:
         return sorted(await self._where.targets(), key=lambda target: target.authority != self._address)
 
+    async def keep_fresh(self, connected: Any) -> None:
+        await self._where.keep_fresh(connected)
+
 
 @unix
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])

@@ -19,8 +19,9 @@ function answering(...lists) {
   return asked;
 }
 
-function connected() {
-  const client = new GoimClient({ nodesUrl: "http://c/nodes?platform=web", token: "t", backoff: { jitter: 0 } });
+function connected(options = {}) {
+  const where = { nodesUrl: "http://c/nodes?platform=web" };
+  const client = new GoimClient({ ...where, token: "t", backoff: { jitter: 0 }, ...options });
   client.connect();
   return client;
 }
@@ -76,6 +77,52 @@ test("a lost connection asks again, and goes where the new answer says", async (
   assert.equal(newest(), "ws://c:3102/sub");
   assert.deepEqual(asked, ["http://c/nodes?platform=web", "http://c/nodes?platform=web"]);
   client.close();
+});
+
+test("while it is connected it asks again, so that it knows those that came when its only node dies", async (context) => {
+  context.mock.method(Math, "random", () => 0);
+  const asked = answering(["a"], ["a", "b"], null, ["a", "b", "c"]);
+  const client = connected();
+  const first = await accepted();
+  const beat = async (seconds) => {
+    clock.pass(seconds);
+    await settle();
+    if (first.sent.some(({ op }) => op === Op.HEARTBEAT)) await first.reply(Op.HEARTBEAT, new Uint8Array(4));
+  };
+  for (const seconds of [20, 20, 7]) await beat(seconds);
+  assert.equal(asked.length, 1);
+  context.mock.method(Math, "random", () => 1);
+  await beat(1);
+  assert.equal(asked.length, 2, "a fifth before the minute is over");
+  for (const seconds of [20, 20, 20, 11]) await beat(seconds);
+  assert.equal(asked.length, 2);
+  await beat(1.1);
+  assert.equal(asked.length, 3, "a fifth after it; nobody answered, and the old list stays");
+  globalThis.fetch = async () => {
+    throw new TypeError("the node is dead");
+  };
+  first.lose();
+  clock.pass(3);
+  for (const host of ["a", "b"]) {
+    await settle();
+    assert.equal(newest(), `ws://${host}:3102/sub`);
+    if (host === "a") FakeSocket.all.at(-1).lose();
+  }
+  client.close();
+});
+
+test("a client that is closed, or wants none, or has one address, does not ask again", async () => {
+  for (const options of [{ refreshNodes: 0 }, { nodesUrl: "", url: "ws://a:3102/sub" }, {}]) {
+    const asked = answering(["a"], ["a"], ["a"]);
+    const client = connected(options);
+    await accepted();
+    const before = asked.length;
+    if (Object.keys(options).length === 0) client.close();
+    clock.pass(80);
+    await settle();
+    assert.equal(asked.length, before);
+    client.close();
+  }
 });
 
 test("where nobody answers, the nodes that were known last are tried, all of them", async () => {

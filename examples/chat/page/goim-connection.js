@@ -16,6 +16,8 @@ import {
  * @property {string} [url] the WebSocket to connect to, such as `ws://127.0.0.1:3102/sub`
  * @property {string} [nodesUrl] or where to ask for it: goim's `/goim/nodes/weighted`
  * @property {string} [path] path of the WebSocket when `nodesUrl` is asked (`/sub`)
+ * @property {number} [refreshNodes] seconds, more or less a fifth, after which it is asked again while connected (60);
+ *   0 for never
  * @property {object | string | (() => object | string | Promise<object | string>)} token what the
  *   auth frame carries; a function is called at every connect, and when the server says that the token
  *   runs out. An object is sent as JSON.
@@ -68,7 +70,7 @@ export class Connection extends EventTarget {
     super();
     if (!options.url === !options.nodesUrl) throw new TypeError("options: give either url or nodesUrl");
     this.#options = {
-      path: "/sub", heartbeat: 30, timeout: 10, stableAfter: 10, maxBody: 4096,
+      path: "/sub", refreshNodes: 60, heartbeat: 30, timeout: 10, stableAfter: 10, maxBody: 4096,
       /** @type {readonly number[]} */
       stopOn: typeof options.token === "function" ? STOP_ON : [...STOP_ON, CloseCode.EXPIRED],
       ...options,
@@ -207,19 +209,38 @@ export class Connection extends EventTarget {
   }
 
   async #addresses() {
-    const { url, nodesUrl = "", path, timeout } = this.#options;
+    const { url } = this.#options;
     if (url) return [url];
-    const from = new URL(nodesUrl, globalThis.location?.href);
-    const secure = (globalThis.location ?? from).protocol === "https:";
     try {
-      const response = await fetch(from, { signal: AbortSignal.timeout(timeout * 1000), cache: "no-store" });
-      const { code, message, data } = await response.json();
-      if (code !== 0) throw new GoimError(`nodes: ${message || "no answer"}`, code);
-      this.#nodes = readNodes(data, from, { secure, path });
+      this.#nodes = await this.#ask();
     } catch (error) {
       if (!this.#nodes) throw error; // else what was known last may still work
     }
     return [...this.#nodes.urls];
+  }
+
+  async #ask() {
+    const { nodesUrl = "", path, timeout } = this.#options;
+    const from = new URL(nodesUrl, globalThis.location?.href);
+    const secure = (globalThis.location ?? from).protocol === "https:";
+    const response = await fetch(from, { signal: AbortSignal.timeout(timeout * 1000), cache: "no-store" });
+    const { code, message, data } = await response.json();
+    if (code !== 0) throw new GoimError(`nodes: ${message || "no answer"}`, code);
+    return readNodes(data, from, { secure, path });
+  }
+
+  /** Whoever knew one node only finds the others when it dies. Not all clients ask at once. */
+  #refreshLater() {
+    const { url, refreshNodes } = this.#options;
+    if (url || !(refreshNodes > 0)) return;
+    this._later(refreshNodes * (0.8 + 0.4 * Math.random()), async () => {
+      const era = this.#try;
+      try {
+        const nodes = await this.#ask();
+        if (era === this.#try) this.#nodes = nodes; // else another answer has come since
+      } catch { /* what is known may still work */ }
+      if (era === this.#try) this.#refreshLater();
+    });
   }
 
   /** @param {string} token */
@@ -244,6 +265,7 @@ export class Connection extends EventTarget {
     this.#unanswered = 0;
     this.#move = { asked: false, now: false };
     this.#tickLater();
+    this.#refreshLater();
     this.#state = "open";
     this._opened(token); // before all else, so that at "open" the connection is in its place
     this._emit("statechange", { state: "open", delay: 0 });

@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 
-from goim_core.adapters.redis_pipeline import Command, RedisConnection, check_asyncio, check_seconds
+from goim_core.adapters.redis.pipeline import Command, RedisConnection, check_asyncio, check_seconds
 from goim_core.adapters.trouble import Trouble
 from goim_core.clock import Clock, SystemClock
 from goim_core.discovery import Discovery, Node, instance, read_instance
@@ -24,7 +24,7 @@ __all__ = ["RedisDiscovery"]
 NAMES = "goim_core:nodes"
 NODE = "goim_core:node:"
 
-_log = logging.getLogger("goim_core.adapters.redis_discovery")
+_log = logging.getLogger("goim_core.adapters.redis.discovery")
 
 
 class RedisDiscovery(Discovery):

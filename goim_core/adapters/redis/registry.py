@@ -7,7 +7,7 @@ and the other way round:
     key_<key>     string: server
     ol_<server>   hash: "0" to "63" -> JSON, how many are in each room; a room's slot is CityHash32 % 64
 
-What there is beside them: redis_scripts.py.
+What there is beside them: scripts.py.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any, TypeVar
 import anyio
 from attrs import define
 
-from goim_core.adapters import redis_scripts as scripts
-from goim_core.adapters.redis_counts import goim_slots, sum_up
-from goim_core.adapters.redis_pipeline import (
+from goim_core.adapters.redis import scripts
+from goim_core.adapters.redis.counts import goim_slots, sum_up
+from goim_core.adapters.redis.pipeline import (
     Command,
     RedisConnection,
     RedisPipeline,
+    Unanswered,
     check_asyncio,
     check_seconds,
 )
@@ -41,10 +42,12 @@ __all__ = ["RedisRegistry"]
 
 T = TypeVar("T")
 
+FORGOTTEN = 100_000
+"""How many routes that could not be removed are kept to be removed later; the oldest expire by themselves."""
 PAGE = 100
 """How many connections or users one script looks at: while it runs, Redis does nothing else."""
 
-_log = logging.getLogger("goim_core.adapters.redis")
+_log = logging.getLogger("goim_core.adapters.redis.registry")
 
 
 @define(eq=False)
@@ -90,7 +93,7 @@ class RedisRegistry(Registry):
         self._numbers = count(1)
         # In the order of their renewals, the oldest first.
         self._routes: OrderedDict[str, _Route] = OrderedDict()
-        self._forgotten: deque[_Route] = deque()
+        self._forgotten: deque[_Route] = deque(maxlen=FORGOTTEN)
         self._verified = 0
         self._beat_at = 0.0
         self._taken = False
@@ -103,14 +106,17 @@ class RedisRegistry(Registry):
         route = self._routes.get(session.key)
         if route is None or route.session is not session:
             route = _Route(session, f"{self._boot}.{next(self._numbers)}")
-        added = False
+        sure = False
         try:
             (answer,) = await self._call(scripts.ADD, *self._own(), *_arguments(route))
             self._note(route, answer.decode(errors="replace"))
-            added = True
+            sure = True
+        except Unanswered as error:
+            sure = not error.sent
+            raise
         finally:
             # It may be there though nobody heard of it.
-            if not added and route is not self._routes.get(session.key):
+            if not sure and route is not self._routes.get(session.key):
                 self._forgotten.append(route)
 
     async def remove(self, session: Session) -> bool:
@@ -259,12 +265,16 @@ class RedisRegistry(Registry):
 
     async def _remove_forgotten(self) -> None:
         while self._forgotten:
-            some = [self._forgotten[at] for at in range(min(PAGE, len(self._forgotten)))]
-            await self._call(
-                scripts.REMOVE, *(part for route in some for part in (route.session.key, route.id))
-            )
-            for _ in some:
-                self._forgotten.popleft()
+            some = [self._forgotten.popleft() for _ in range(min(PAGE, len(self._forgotten)))]
+            removed = False
+            try:
+                await self._call(
+                    scripts.REMOVE, *(part for route in some for part in (route.session.key, route.id))
+                )
+                removed = True
+            finally:
+                if not removed:
+                    self._forgotten.extendleft(reversed(some))
 
     def _due(self) -> list[_Route]:
         """The routes whose third of ``expire`` is over."""

@@ -17,6 +17,7 @@ from attrs import define
 
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError
+from goim_core.masked import masked
 
 try:
     from redis import exceptions
@@ -97,13 +98,8 @@ class RedisConnection:
                 await self._connect()
                 sent = True
                 replies = await self._ask(commands)
-                again = [
-                    at for at, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)
-                ]
-                if again:  # somebody flushed the scripts
-                    await self._load()
-                    for at, reply in zip(again, await self._ask([commands[at] for at in again]), strict=True):
-                        replies[at] = reply
+                if any(isinstance(reply, exceptions.NoScriptError) for reply in replies):
+                    await self._ask_again(commands, replies)
             done = not any(isinstance(reply, MOVED_ON) for reply in replies)
         except (exceptions.RedisError, OSError) as error:
             reason = self._reason(error, sent=sent)
@@ -163,16 +159,17 @@ class RedisConnection:
 
     def _reason(self, error: Exception, *, sent: bool) -> str:
         """What happened, for the operator."""
+        said = masked(error)
         if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
-            return f"it refused the credentials of url: {error}"
+            return f"it refused the credentials of url: {said}"
         if isinstance(error, exceptions.InvalidResponse):
-            return f"what answers there is not Redis: check url: {error}"
+            return f"what answers there is not Redis: check url: {said}"
         if isinstance(error, exceptions.ResponseError):
-            return f"it refused the connection: check url: {error}"
+            return f"it refused the connection: check url: {said}"
         if isinstance(error, TimeoutError | exceptions.TimeoutError):
             return f"no answer within {self.timeout:g} s"
         what = "the connection broke" if sent else "cannot connect, check url"
-        return f"{what}: {str(error).rstrip('.')}"
+        return f"{what}: {said.rstrip('.')}"
 
 
 def _unconnected(url: str) -> AbstractConnection:
@@ -292,4 +289,4 @@ def _abandon(future: asyncio.Future[Any]) -> None:
 
 def _first_words(error: Exception) -> str:
     """What a script's error says, without where in the script."""
-    return str(error).partition(" script: ")[0].rstrip(",")
+    return masked(error).partition(" script: ")[0].rstrip(",")

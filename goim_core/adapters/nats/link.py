@@ -19,8 +19,9 @@ from time import monotonic
 import anyio
 from attrs import field, frozen
 
-from goim_core.adapters.nats_stream import SECOND, Place, Stream
+from goim_core.adapters.nats.stream import SECOND, Place, Stream
 from goim_core.errors import BackboneError
+from goim_core.masked import masked
 
 try:
     import nats.errors
@@ -55,7 +56,7 @@ _log = logging.getLogger("goim_core.adapters.nats")
 class Settings:
     """What NATSQueue was told, of what a connection needs."""
 
-    servers: Sequence[str]
+    servers: Sequence[str] = field(repr=False)
     topic: str
     retention: float
     timeout: float
@@ -67,22 +68,23 @@ class Settings:
     @property
     def address(self) -> str:
         """Where it is, without passwords."""
-        return ", ".join(re.sub("//[^/@]*@", "//", server) for server in self.servers)
+        return ", ".join(map(masked, self.servers))
 
 
 class Link:
     """A connection as the node named ``node``.
 
-    ``delivered`` is called with the number in the stream and the bytes of each message, in order, some of
-    them again; ``confirmed`` with the number and the answer of each publish. ``broken`` is set when the
-    connection is of no use any more, and ``reason`` says why. ``complaint`` is what the server said last.
+    ``delivered`` is called with the number in the stream, the bytes and the Unix time of each message, in
+    order, some of them again; ``confirmed`` with the number and the answer of each publish. ``broken`` is set
+    when the connection is of no use any more, and ``reason`` says why. ``complaint`` is what the server said
+    last.
     """
 
     def __init__(
         self,
         settings: Settings,
         node: str,
-        delivered: Callable[[int, bytes], None],
+        delivered: Callable[[int, bytes, float], None],
         confirmed: Callable[[int, bytes], None],
     ) -> None:
         self._settings = settings
@@ -237,9 +239,10 @@ class Link:
             self._asked = max(0, self._asked - 1)
             # .stream.consumer.times.number.number_here.time.left, behind a domain and an account or not
             tokens = msg.reply.split(".")
-            number = int(tokens[5] if len(tokens) == 9 else tokens[7])
+            at = 5 if len(tokens) == 9 else 7
+            number, stored = int(tokens[at]), int(tokens[at + 2]) / SECOND
             self._replies.append((number, msg.reply))
-            self._delivered(number, msg.data)
+            self._delivered(number, msg.data, stored)
             if not self._asked:
                 self.more()
             return
@@ -275,7 +278,8 @@ class Link:
 
 
 def _words(error: Exception | None) -> str:
-    said = str(error or "the connection was lost").removeprefix("nats: ").strip("'\r\n") or repr(error)
+    said = masked(error or "the connection was lost").removeprefix("nats: ").strip("'\r\n")
+    said = said or masked(repr(error))
     if "authorization" in said.lower():
         return f"{said} (user, password, token)"
     return f"{said} (tls)" if isinstance(error, ssl.SSLError) else said

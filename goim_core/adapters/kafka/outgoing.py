@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
 
-from goim_core.adapters.kafka_connect import Kafka, errors, said
-from goim_core.adapters.kafka_offsets import partition_of, record_key
+from goim_core.adapters.kafka.connect import Kafka, errors, said
+from goim_core.adapters.kafka.offsets import partition_of, record_key
 from goim_core.adapters.pushmsg import encode_push
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, QueueFull, ServerStopped
@@ -128,17 +129,20 @@ class Outgoing:
                 self._fail(f"does not have the push: {said(error)}", error)
             raise
         self.under_way += 1
-        sent.add_done_callback(self._answered)
+        sent.add_done_callback(partial(self._answered, producer))
         return sent
 
-    def _answered(self, sent: asyncio.Future[Any]) -> None:
+    def _answered(self, producer: Any, sent: asyncio.Future[Any]) -> None:
         self.under_way -= 1
         self._places.release()
         error = sent.exception()
         if error is None:
             self._trouble.end()
             record = sent.result()
-            self._on_answer(record.partition, record.offset)
+            if producer is self._producer:
+                self._on_answer(record.partition, record.offset)
+            else:  # late, and behind those of the new one: it would look as if the topic had begun anew
+                self._on_answer(-1, -1)
         else:
             # A producer that numbers its batches never gets beyond one that was refused
             # (https://github.com/aio-libs/aiokafka/issues/1017).

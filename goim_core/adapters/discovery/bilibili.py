@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from goim_core.adapters.discovery_servers import Servers
+from goim_core.adapters.discovery.servers import Servers
 from goim_core.adapters.trouble import Trouble
 from goim_core.clock import Clock, SystemClock
 from goim_core.discovery import APPID, Discovery, Node, in_url, instance, read_instance
@@ -68,8 +68,8 @@ class BilibiliDiscovery(Discovery):
         if not env:
             raise ConfigurationError("env: missing: give it, or set DEPLOY_ENV, to such as 'dev' or 'prod'")
         for name, seconds in (("refresh", refresh), ("renew", renew), ("timeout", timeout)):
-            if not seconds > 0:
-                raise ConfigurationError(f"{name}: expected more than 0 seconds, got {seconds!r}")
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
+                raise ConfigurationError(f"{name}: expected seconds above 0, got {seconds!r:.80}")
         self._servers = Servers(urls.split(",") if isinstance(urls, str) else list(urls), timeout)
         self._env = env
         self._appid = appid

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import anyio
 
 from goim_core.errors import BackboneError, ConfigurationError
+from goim_core.masked import masked
 
 try:
     from aiokafka import (  # type: ignore[import-untyped]
@@ -169,6 +170,7 @@ class Kafka:
             batch.drain_ready()
         waiting.fail_all(errors.KafkaConnectionError("the connection was given up"))
         await self._end(producer.stop())
+        await self._end(producer._sender.close())  # noqa: SLF001  # where stopping was given up half-way
         await self._end(producer.client.close())
 
     async def consumer(self, group: str) -> AIOKafkaConsumer:
@@ -193,9 +195,21 @@ class Kafka:
         return consumer
 
     async def stop_consumer(self, consumer: AIOKafkaConsumer) -> None:
-        """Stop it, within a bounded time."""
+        """Stop it, and all that it does, within a bounded time."""
+        # Stopping waits for the coordinator. Given up there, it would leave the rest at work for ever: tasks
+        # that fetch, and connect where that fails.
+        fetcher, coordinator = consumer._fetcher, consumer._coordinator  # noqa: SLF001
+        if fetcher is not None:
+            await self._end(fetcher.close())
+            fetching = list(fetcher._pending_tasks)  # noqa: SLF001  # it awaits the first one only
+            for task in fetching:
+                task.cancel()
+            if fetching:
+                await asyncio.wait(fetching, timeout=self.timeout)
         await self._end(consumer.stop())
-        await self._end(consumer._client.close())  # noqa: SLF001  # where stopping failed half-way
+        if coordinator is not None:
+            await self._end(coordinator._stop_commit_offsets_refresh_task())  # noqa: SLF001
+        await self._end(consumer._client.close())  # noqa: SLF001
 
     async def _end(self, stopping: Coroutine[Any, Any, None]) -> None:
         # In a task of its own: aiokafka lets the cancellation of its own tasks out, to whoever stops it.
@@ -278,7 +292,7 @@ class Kafka:
 def said(error: BaseException) -> str:
     """What ``error`` says, in one line, with its kind where it says nothing."""
     kind = type(error).__name__
-    text = " ".join(str(error).split())
+    text = " ".join(masked(error).split())
     return text if kind in text or (isinstance(error, OSError) and text) else f"{kind} {text}".strip()
 
 
@@ -295,6 +309,10 @@ def _checked_servers(servers: str | Iterable[str]) -> tuple[str, ...]:
     found = tuple(servers.split(",")) if isinstance(servers, str) else tuple(servers)
     for server in found:
         host, _, port = server.strip().rpartition(":")
+        if "@" in server:  # not shown: there may be a password in it
+            raise ConfigurationError(
+                "servers: expected host:port, and credentials in sasl_plain_username, ..."
+            )
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigurationError(f"servers: expected host:port or several of them, got {server!r}")
     if not found:

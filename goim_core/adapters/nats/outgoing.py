@@ -11,7 +11,7 @@ from collections import deque
 import anyio
 from attrs import define
 
-from goim_core.adapters.nats_link import Link
+from goim_core.adapters.nats.link import Link
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, QueueFull, ServerStopped
 
@@ -142,20 +142,20 @@ class Outgoing:
 
     def confirmed(self, number: int, answer: bytes) -> None:
         """NATS has answered."""
-        push = self._under_way.get(number)
-        if push is None or push.confirmed.done():
-            return  # it was given up
         said = json.loads(answer)
+        push = self._under_way.get(number)  # None where it was given up: too late for it, but no old news
         if "error" in said:
             reason = said["error"].get("description", "no reason given")
             self._trouble.begin(f"refuses pushes: {reason}")
             self._refuse(push, reason)
         else:
             self._trouble.end()
-            push.confirmed.set_result(said["seq"])
+            if push is not None and not push.confirmed.done():
+                push.confirmed.set_result(said["seq"])
 
-    def _refuse(self, push: _Push, reason: str) -> None:
-        _fail(push, BackboneError(f"NATS at {self._address} refused the push: {reason}"))
+    def _refuse(self, push: _Push | None, reason: str) -> None:
+        if push is not None:
+            _fail(push, BackboneError(f"NATS at {self._address} refused the push: {reason}"))
 
 
 def _fail(push: _Push, error: Exception) -> bool:

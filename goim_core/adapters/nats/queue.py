@@ -15,17 +15,17 @@ import re
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from time import monotonic
+from time import monotonic, time
 from urllib.parse import urlsplit
 
 import anyio
 from attrs import evolve
 
-from goim_core.adapters.nats_link import Link, Settings
-from goim_core.adapters.nats_outgoing import Outgoing
-from goim_core.adapters.nats_stream import token_of
+from goim_core.adapters.nats.link import Link, Settings
+from goim_core.adapters.nats.outgoing import Outgoing
+from goim_core.adapters.nats.reading import Reading
+from goim_core.adapters.nats.stream import token_of
 from goim_core.adapters.pushmsg import decode_push, encode_push
-from goim_core.adapters.reading import Reading
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError
 from goim_core.queue import PushMsg, PushType, Queue
@@ -112,7 +112,8 @@ class NATSQueue(Queue):
         self._outgoing = Outgoing(size, timeout, self._trouble, self._settings.address)
         self._reading = Reading()
         self._link: Link | None = None
-        self._buffer: deque[PushMsg] = deque()
+        self._buffer: deque[tuple[PushMsg, float]] = deque()
+        """Each with the Unix time at which NATS stored it."""
         self._buffered = 0
         self._arrived = anyio.Event()
         self._moved = anyio.Event()
@@ -166,8 +167,9 @@ class NATSQueue(Queue):
             if self._arrived.is_set():
                 self._arrived = anyio.Event()
             await self._arrived.wait()
-        msg = self._buffer.popleft()
+        msg, stored = self._buffer.popleft()
         self._buffered -= len(msg.msg)
+        self.lag = max(0.0, time() - stored)
         if self._link is not None and len(self._buffer) in (0, self._prefetch // 2):
             self._link.more()
         return msg
@@ -183,7 +185,7 @@ class NATSQueue(Queue):
             return 0
         return self._prefetch - len(self._buffer)
 
-    def _delivered(self, number: int, data: bytes) -> None:
+    def _delivered(self, number: int, data: bytes, stored: float) -> None:
         if not self._reading.came(number):
             return
         try:
@@ -194,7 +196,7 @@ class NATSQueue(Queue):
         if msg.type is PushType.PUSH and msg.server != self._node:
             self._moved.set()
             return
-        self._buffer.append(evolve(msg, tag=self._reading.open(number)))
+        self._buffer.append((evolve(msg, tag=self._reading.open(number)), stored))
         self._buffered += len(msg.msg)
         self._arrived.set()
 

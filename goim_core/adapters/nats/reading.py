@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from goim_core.adapters.nats_stream import Place
+from goim_core.adapters.nats.stream import Place
 
 __all__ = ["Reading"]
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Unpack
 import anyio
 import attrs
 
-from goim_core.adapters.kafka_connect import (
+from goim_core.adapters.kafka.connect import (
     FAILURES,
     Kafka,
     Security,
@@ -24,8 +24,8 @@ from goim_core.adapters.kafka_connect import (
     check_asyncio,
     said,
 )
-from goim_core.adapters.kafka_offsets import Partition
-from goim_core.adapters.kafka_outgoing import Outgoing
+from goim_core.adapters.kafka.offsets import Partition
+from goim_core.adapters.kafka.outgoing import Outgoing
 from goim_core.adapters.pushmsg import decode_push
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError
@@ -210,6 +210,8 @@ class KafkaQueue(Queue):
             await self._change()
         msg = self._arrived.popleft()
         self._arrived_bytes -= len(msg.msg)
+        # A negative timestamp is none.
+        self.lag = max(0.0, time.time() - msg.tag.timestamp / 1000) if msg.tag.timestamp >= 0 else 0.0
         self._changed.set()
         return msg
 
@@ -343,12 +345,12 @@ class KafkaQueue(Queue):
         return True
 
     async def _commit_now(self) -> None:
-        offsets = {}
+        due = {}
         for tp in self._consumer.assignment():
             partition = self._partitions.get(tp.partition)
             if partition is not None and partition.settled != partition.committed:
-                offsets[tp] = partition.settled
-        if offsets:
-            await self._consumer.commit(offsets)
-            for tp, offset in offsets.items():
-                self._partitions[tp.partition].committed = offset
+                due[tp] = partition, partition.settled
+        if due:
+            await self._consumer.commit({tp: offset for tp, (_, offset) in due.items()})
+            for partition, offset in due.values():  # meanwhile the topic may have lost it
+                partition.committed = offset

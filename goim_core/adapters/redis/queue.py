@@ -16,14 +16,15 @@ import anyio
 from attrs import evolve
 
 from goim_core.adapters.pushmsg import decode_push, encode_push
-from goim_core.adapters.redis_pipeline import (
+from goim_core.adapters.redis.pipeline import (
     RedisConnection,
     RedisPipeline,
     Unanswered,
     check_asyncio,
     check_seconds,
 )
-from goim_core.adapters.redis_stream import START, Group, Id, read_id
+from goim_core.adapters.redis.stream import START, Group, Id, read_id
+from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError, QueueFull, ServerStopped
 from goim_core.queue import PushMsg, PushType, Queue
 
@@ -34,12 +35,14 @@ READ = 256
 """How many entries one reading takes."""
 BUFFER_BYTES = 1 << 24
 ACKS = 500
+UNTOLD = 10_000
+"""No more is read while so many acknowledgements wait to be told."""
 ACK_PAUSE = 0.02
 """Acknowledgements are gathered so long, in seconds: that many pushes come again after a crash."""
 RETRY = (0.1, 2.0)
 """Seconds until a reading that failed is tried again, the first time and at most."""
 
-_log = logging.getLogger("goim_core.adapters.redis_queue")
+_log = logging.getLogger("goim_core.adapters.redis.queue")
 
 
 class RedisQueue(Queue):
@@ -94,6 +97,8 @@ class RedisQueue(Queue):
         """What came at all and Redis was not told of yet."""
         self._acknowledged: list[Id] = []
         self._to_acknowledge = anyio.Event()
+        self._refused = Trouble(_log, f"publishing to the stream {stream!r} in Redis")
+        self._untold = Trouble(_log, f"acknowledging on the stream {stream!r} in Redis")
         self._published = START
         self._ahead = 0.0
         self._closed = False
@@ -137,7 +142,9 @@ class RedisQueue(Queue):
     @property
     def trouble(self) -> str:
         """See :attr:`Queue.trouble`."""
-        return self._writer.trouble.text or self._reader.trouble.text or self._group.trouble.text
+        connections = self._writer.trouble.text or self._reader.trouble.text
+        others = (self._group.trouble, self._refused, self._untold)
+        return connections or "; ".join(each.text for each in others if each.text)
 
     # Publishing.
 
@@ -154,8 +161,12 @@ class RedisQueue(Queue):
         except Unanswered:
             self._check_open()
             raise
+        except BackboneError as error:
+            self._refused.begin(error)
+            raise
         finally:
             self._places.release()
+        self._refused.end()
         self._published = max(self._published, read_id(reply))
         self._set_clock(self._published[0])
 
@@ -204,6 +215,7 @@ class RedisQueue(Queue):
             await self._changed.wait()
         msg = self._arrived.popleft()
         self._arrived_bytes -= len(msg.msg)
+        self.lag = max(0.0, self._now() - msg.tag[0]) / 1000
         if not self._arrived:
             self._wake()
         return msg
@@ -227,7 +239,7 @@ class RedisQueue(Queue):
     async def _read(self) -> None:
         pause, most = RETRY
         while True:
-            while len(self._arrived) >= self._prefetch or self._arrived_bytes >= BUFFER_BYTES:
+            while self._enough:
                 await self._changed.wait()
             try:
                 entries = await self._group.read(min(READ, self._prefetch - len(self._arrived)))
@@ -241,6 +253,11 @@ class RedisQueue(Queue):
                     self._here.add(id_)
                     self._take(id_, fields)
             self._wake()
+
+    @property
+    def _enough(self) -> bool:
+        untold = len(self._acknowledged) >= UNTOLD
+        return untold or len(self._arrived) >= self._prefetch or self._arrived_bytes >= BUFFER_BYTES
 
     def _take(self, id_: Id, fields: list[bytes] | None) -> None:
         msg = self._decoded(id_, fields)
@@ -272,24 +289,40 @@ class RedisQueue(Queue):
             if not self._acknowledged:
                 self._to_acknowledge = anyio.Event()
                 await self._to_acknowledge.wait()
-            await anyio.sleep(ACK_PAUSE)
+            if len(self._acknowledged) < ACKS:
+                await anyio.sleep(ACK_PAUSE)
             some = self._acknowledged[:ACKS]
             try:
                 await self._pipeline.call(*self._group.acknowledgement(some))
+            except BackboneError as error:
+                if not isinstance(error, Unanswered):  # of that the connection says enough
+                    self._untold.begin(error)
+                await anyio.sleep(RETRY[1])
+            else:
                 del self._acknowledged[: len(some)]
                 self._here.difference_update(some)
-            except BackboneError:
-                await anyio.sleep(RETRY[1])
+                self._untold.end()
+                self._wake()
 
     async def _trim(self) -> None:
         """Make room, also while nothing can be published because there is none."""
         while True:
             await anyio.sleep(min(5.0, max(0.1, self._retention / 10)))
+            await self._look_at_clock()
             oldest = b"%d" % max(0, self._now() - int(self._retention * 1000))
             try:
                 await self._pipeline.call("XTRIM", self.stream, "MINID", "=", oldest)
             except BackboneError as error:
                 _log.debug("not trimmed: %s", error)  # it is in trouble, and said so
+
+    async def _look_at_clock(self) -> None:
+        """Somebody may have set it: by an old one, what has just come could be too old."""
+        try:
+            seconds, microseconds = await self._pipeline.call("TIME")
+        except BackboneError as error:
+            _log.debug("the time of Redis is not known: %s", error)
+        else:
+            self._set_clock(int(seconds) * 1000 + int(microseconds) // 1000)
 
     def _set_clock(self, milliseconds: int) -> None:
         self._ahead = milliseconds - time.monotonic() * 1000

@@ -8,9 +8,10 @@ from typing import Any
 
 import anyio
 
-from goim_core.adapters.redis_pipeline import Command, RedisConnection
+from goim_core.adapters.redis.pipeline import Command, RedisConnection
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError
+from goim_core.masked import masked
 
 __all__ = ["START", "Group", "Id", "read_id", "write_id"]
 
@@ -90,7 +91,7 @@ class Group:
         last = (max(0, self.read_to[0] - 1), 0)
         (made,) = await self._connection.exchange([self._make(write_id(last))])
         try:
-            self._check_made(made)
+            self._check_mended(made, error)
         except BackboneError as still:
             self.trouble.begin(still)
             raise
@@ -107,7 +108,12 @@ class Group:
             raise BackboneError(
                 f"stream: {self._stream!r} is in use in Redis for something that is no stream"
             )
-        raise BackboneError(f"url: this Redis cannot be used: {reply}")
+        raise BackboneError(f"url: this Redis cannot be used: {masked(reply)}")
+
+    def _check_mended(self, reply: Any, error: Exception) -> None:
+        self._check_made(reply)
+        if isinstance(reply, Exception):  # the group is there: it is the reading that is refused
+            raise BackboneError(f"url: Redis refused: {masked(error)}")
 
     async def _delete_abandoned(self, names: list[bytes]) -> None:
         if not names:

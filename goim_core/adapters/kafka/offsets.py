@@ -53,6 +53,8 @@ class Delivery:
     partition: Partition
     epoch: int
     offset: int
+    timestamp: int = 0
+    """Milliseconds since 1970, as the record says."""
     settled: bool = False
 
 
@@ -101,7 +103,7 @@ class Partition:
 
     def take(self, offset: int, timestamp: int = 0) -> Delivery:
         """The record at ``offset``, which is not before ``position``, has been read."""
-        delivery = Delivery(self, self._epoch, offset)
+        delivery = Delivery(self, self._epoch, offset, timestamp)
         self._taken.append(delivery)
         self.unsettled += 1
         self.position = offset + 1

@@ -9,8 +9,8 @@ from math import inf
 import anyio
 import anyio.to_thread
 
-from goim_core.adapters.group_commit import GroupCommit
-from goim_core.adapters.inbox_change import Acknowledge, After, Append, Cursor, LastSeen, Read, Saw, Work
+from goim_core.adapters.sql.group_commit import GroupCommit
+from goim_core.adapters.sql.inbox_change import Acknowledge, After, Append, Cursor, LastSeen, Read, Saw, Work
 from goim_core.errors import StorageError
 from goim_core.session import check_mid
 from goim_core.storage import Retention, StorageHook, Stored, StorePolicy, check_append
@@ -44,6 +44,9 @@ class SQLStorage(StorageHook):
     threads. They raise :class:`~goim_core.errors.StorageError`, or one of the two kinds above.
     """
 
+    closing_seconds = 5.0
+    """How long the end waits for a database that is at work; then its connections are broken off."""
+
     def __init__(self, retention: Retention) -> None:
         self._retention = retention
         self.policy: StorePolicy = retention.policy
@@ -59,6 +62,9 @@ class SQLStorage(StorageHook):
     @abstractmethod
     def _close(self) -> None:
         """Close both connections."""
+
+    def _break(self) -> None:
+        """End what the worker threads wait for, where a database may be silent for good."""
 
     @abstractmethod
     def _commit(self, works: Sequence[Work]) -> None:
@@ -79,9 +85,16 @@ class SQLStorage(StorageHook):
         if self._started:
             self._started = False
             with anyio.CancelScope(shield=True):
-                await self._writes.idle()
-                await self._reads.idle()
+                with anyio.move_on_after(self.closing_seconds) as scope:
+                    await self._idle()
+                if scope.cancelled_caught:
+                    self._break()
+                    await self._idle()
                 await anyio.to_thread.run_sync(self._close)
+
+    async def _idle(self) -> None:
+        await self._writes.idle()
+        await self._reads.idle()
 
     async def append(
         self, mids: Sequence[int], op: int, body: bytes, *, idempotency_key: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from goim_core.adapters.cityhash import cityhash32
+from goim_core.adapters.redis.cityhash import cityhash32
 from goim_core.registry import Online
 
 __all__ = ["goim_slots", "sum_up"]

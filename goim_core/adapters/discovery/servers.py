@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from goim_core.errors import BackboneError, ConfigurationError
+from goim_core.masked import masked
 
 try:
     import httpx
@@ -19,7 +20,12 @@ class Servers:
     """The discovery servers at ``urls``: one is asked until it fails."""
 
     def __init__(self, urls: Sequence[str], timeout: float) -> None:
-        self._urls = [_checked(url) for url in urls]
+        checked = [_checked(url) for url in urls]
+        # Not in the URLs: httpx logs those.
+        self._urls = [str(url.copy_with(userinfo=b"")).rstrip("/") for url in checked]
+        self._auths = [
+            httpx.BasicAuth(url.username, url.password) if url.userinfo else None for url in checked
+        ]
         if not self._urls:
             raise ConfigurationError("urls: expected at least one, such as 'http://10.0.0.1:7171'")
         self._timeout = timeout
@@ -50,9 +56,9 @@ class Servers:
         for _ in range(tries or len(self._urls)):
             server = self.current
             try:
-                return await self._ask_one(method, f"{server}/discovery/{what}", fields, held)
+                return await self._ask_one(method, what, fields, held)
             except (httpx.HTTPError, ValueError) as error:
-                reasons.append(f"{server}: {error or type(error).__name__}")
+                reasons.append(f"{server}: {masked(error) or type(error).__name__}")
             except AttributeError:
                 # On uvloop a connection that is reset as soon as it is made has no socket to look at.
                 reasons.append(f"{server}: the connection was reset")
@@ -60,8 +66,9 @@ class Servers:
         raise BackboneError(f"urls: no answer to {what} from {'; '.join(reasons)}")
 
     async def _ask_one(
-        self, method: str, url: str, fields: Mapping[str, Any], held: float
+        self, method: str, what: str, fields: Mapping[str, Any], held: float
     ) -> tuple[int, Any]:
+        url, auth = f"{self.current}/discovery/{what}", self._auths[self._at]
         if self._client is None:
             # These are servers of one's own: what the environment says of proxies is not for them.
             secure = any(each.startswith("https:") for each in self._urls)
@@ -70,7 +77,7 @@ class Servers:
         where: dict[str, Any] = {"params": fields} if method == "GET" else {"data": fields}
         request = self._client.build_request(method, url, timeout=timeout, **where)
         request.stream = _Body(request.content)
-        response = await self._client.send(request)
+        response = await self._client.send(request, auth=auth)
         if response.status_code != 200:
             raise ValueError(f"HTTP status {response.status_code}")
         try:
@@ -102,11 +109,11 @@ class _Body(httpx.AsyncByteStream):
         raise StopAsyncIteration
 
 
-def _checked(url: object) -> str:
+def _checked(url: object) -> httpx.URL:
     try:
         parsed = httpx.URL(url) if isinstance(url, str) else httpx.URL("")
     except httpx.InvalidURL:
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigurationError(f"urls: expected 'http://host:7171', got {url!r:.80}")
-    return str(parsed).rstrip("/")
+        raise ConfigurationError(f"urls: expected 'http://host:7171', got {masked(repr(url)):.80}")
+    return parsed

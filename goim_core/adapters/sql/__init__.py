@@ -1,0 +1,1 @@
+"""What the storages in SQL databases share: adapters/sqlite.py, adapters/postgres.py."""
