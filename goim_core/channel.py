@@ -6,25 +6,23 @@ bounded outbox, and the connection behind it is asked to flush when the socket c
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from attrs import Factory, define
+from attrs import Factory, define, frozen
 
 from goim_core.errors import CloseCode, Disconnect
 from goim_core.options import Options, OutboxPolicy
+from goim_core.outbox import Account, Outbox
 from goim_core.room import Room
 from goim_core.session import Session
 from goim_core.wire import Packet
 
-__all__ = ["NOBODY", "Channel", "Counters", "Outbox", "Port", "Sink", "deliver"]
+__all__ = ["NOBODY", "Channel", "Counters", "Gone", "Port", "Sink", "deliver"]
 
 NOBODY = Session(mid=0)
 """The session of a channel that has not authenticated."""
-
-FLUSH_BYTES = 1 << 16
-"""How much of an outbox is joined for one send: about what a socket's buffer takes at once."""
 
 
 class Sink(Protocol):
@@ -38,7 +36,9 @@ class Sink(Protocol):
 class Counters:
     """What went through all channels of a server.
 
-    ``drops`` counts messages by reason, ``closes`` connections by close code.
+    ``drops`` counts messages by reason, ``closes`` connections by close code, ``refusals`` what a limit was
+    in the way of, by its option. Now: ``handshakes`` are on their way in, ``http`` the connections of the
+    HTTP doors, ``outboxes`` what waits.
     """
 
     opened: int = 0
@@ -46,6 +46,10 @@ class Counters:
     deliveries: int = 0
     drops: Counter[str] = Factory(Counter)
     closes: Counter[int] = Factory(Counter)
+    refusals: Counter[str] = Factory(Counter)
+    handshakes: int = 0
+    http: int = 0
+    outboxes: Account = Factory(Account)
     on_drop: Callable[[Channel, int, str], None] | None = None
     """Told of each drop, while somebody is traced."""
 
@@ -71,6 +75,23 @@ class Port(Protocol):
         """The socket is broken."""
 
 
+@frozen
+class Gone:
+    """The port of a channel that outlives its connection, in a push that is under way."""
+
+    options: Options
+    counters: Counters
+
+    def want_write(self) -> None:
+        """Nothing: it is over."""
+
+    def close(self, why: Disconnect) -> None:
+        """Nothing: it is over."""
+
+    def lost(self, error: OSError) -> None:
+        """Nothing: it is over."""
+
+
 class Feed(Protocol):
     """The way to a connection for what is stored: see inbox.py."""
 
@@ -91,68 +112,6 @@ class Feed(Protocol):
 
     def close(self) -> int:
         """The connection ends: send no more. Returns what :meth:`beat` does."""
-
-
-@define(eq=False, weakref_slot=False)
-class Outbox:
-    """Packets that wait for one socket, the first perhaps sent in part. Lives only while some wait."""
-
-    packets: deque[tuple[bytes | memoryview, int]] = Factory(deque)
-    size: int = 0
-    started: bool = False
-    """The first packet is sent in part: the peer is owed the rest of it."""
-    deadline: float = float("inf")
-    """When the connection is given up unless the socket has taken something."""
-
-    def add(self, data: bytes | memoryview, count: int) -> None:
-        """Queue ``data``, which carries ``count`` messages that may be dropped (0: not to be)."""
-        self.packets.append((data, count))
-        self.size += len(data)
-
-    def gather(self) -> bytes | memoryview:
-        """What to send next: the first packet, or as many as fit one send, joined."""
-        first = self.packets[0][0]
-        if len(self.packets) == 1 or len(first) >= FLUSH_BYTES:
-            return first
-        parts: list[bytes | memoryview] = []
-        size = 0
-        for data, _ in self.packets:
-            size += len(data)
-            if parts and size > FLUSH_BYTES:
-                break
-            parts.append(data)
-        return b"".join(parts)
-
-    def sent(self, size: int) -> None:
-        """Take off ``size`` bytes from the front."""
-        self.size -= size
-        while size:
-            data, count = self.packets.popleft()
-            if size < len(data):
-                # A view: the rest of a big packet is not copied at each step.
-                self.packets.appendleft((memoryview(data)[size:], count))
-                self.started = True
-                return
-            size -= len(data)
-        self.started = False
-
-    def drop_oldest(self, room: int) -> int:
-        """Drop pushes from the front until ``room`` bytes and a packet are freed; how many messages went.
-
-        What is sent in part and what is not a push stays: without it the peer could not go on.
-        """
-        dropped = freed = 0
-        kept: list[tuple[bytes | memoryview, int]] = []
-        while self.packets and not (freed >= room and dropped):
-            data, count = self.packets.popleft()
-            if not count or (self.started and not kept and not dropped):
-                kept.append((data, count))
-                continue
-            dropped += count
-            freed += len(data)
-        self.packets.extendleft(reversed(kept))
-        self.size -= freed
-        return dropped
 
 
 @define(eq=False, weakref_slot=False)
@@ -216,7 +175,7 @@ class Channel:
 
     def block(self, data: bytes, sent: int, count: int) -> None:
         """The kernel took only ``sent`` bytes of ``data``: keep the rest and ask for writability."""
-        self.outbox = Outbox()
+        self.outbox = Outbox(self.port.counters.outboxes)
         self.outbox.add(memoryview(data)[sent:] if sent else data, count)
         self.outbox.started = bool(sent)
         self.port.want_write()
@@ -250,7 +209,7 @@ class Channel:
     def discard(self) -> None:
         """The socket is gone: what waits for it was counted as delivered, and is lost."""
         if self.outbox is not None:
-            lost = sum(count for _, count in self.outbox.packets)
+            lost = self.outbox.clear()
             self.outbox = None
             self.port.counters.deliveries -= lost
             self.dropped(lost, "lost")
@@ -267,7 +226,7 @@ class Channel:
         """Gather the replies that follow for one send; False when something waits already."""
         if self.outbox is not None:
             return False
-        self.outbox = Outbox()
+        self.outbox = Outbox(self.port.counters.outboxes)
         return True
 
     def flush(self) -> bool:

@@ -46,6 +46,8 @@ class Comet:
         self.buckets = Buckets(buckets)
         self.rooms: dict[str, Room[Channel]] = {}
         self.addresses: Counter[str] = Counter()
+        self.users: Counter[int] | None = None
+        """Connections by user, where the registry does not know them at once."""
         self.counters = Counters() if counters is None else counters
         self.presence = Presence(Deadlines(SystemClock())) if presence is None else presence
         self.elsewhere = Online()
@@ -61,6 +63,8 @@ class Comet:
         if replaced is not None:
             self._leave(replaced)
         self.addresses[channel.address] += 1
+        if self.users is not None:
+            self.users[session.mid] += 1
         channel.accepts = session.accepts
         self.change_room(channel, session.room_id)
         return replaced
@@ -86,6 +90,17 @@ class Comet:
         self.addresses[channel.address] -= 1
         if not self.addresses[channel.address]:
             del self.addresses[channel.address]
+        if self.users is not None:
+            mid = channel.session.mid
+            self.users[mid] -= 1
+            if not self.users[mid]:
+                del self.users[mid]
+
+    def others(self, session: Session) -> int:
+        """How many connections of its user are in :attr:`users`, but for one with its own key."""
+        same = self.buckets.get(session.key)
+        own = same is not None and same.session.mid == session.mid
+        return (self.users[session.mid] if self.users is not None else 0) - own
 
     def accept(self, channel: Channel, ops: frozenset[int]) -> None:
         """From now on ``channel`` wants these operations."""

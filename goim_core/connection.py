@@ -20,27 +20,21 @@ What its frames do is conversation.py's.
 from __future__ import annotations
 
 import socket
-from enum import IntEnum
 from typing import TypeVar
 
-import anyio
-from attrs import define, field, frozen
+from attrs import define, field
 
-from goim_core.channel import NOBODY, Channel, Counters
-from goim_core.clock import Deadlines, Timed
-from goim_core.comet import Comet
+from goim_core.channel import NOBODY, Channel, Counters, Gone
+from goim_core.clock import Timed
+from goim_core.edge import Edge
 from goim_core.errors import CloseCode, Disconnect, ProtocolError
-from goim_core.flow import Exchanges
-from goim_core.logic import Logic
-from goim_core.operations import Operations
 from goim_core.options import Options
 from goim_core.protocol import Frame
-from goim_core.reactor import Reactor
+from goim_core.stage import AUTH, CLOSED, CLOSING, HANDSHAKE, LATE, LIVE, Stage
 from goim_core.tls import TLSSocket
-from goim_core.trace import Tracer
 from goim_core.wire import Answer, Wire
 
-__all__ = ["AUTH", "CLOSED", "CLOSING", "HANDSHAKE", "LIVE", "Connection", "Edge", "Stage"]
+__all__ = ["AUTH", "CLOSED", "CLOSING", "HANDSHAKE", "LIVE", "Connection", "Stage"]
 
 T = TypeVar("T")
 
@@ -48,45 +42,6 @@ READ_BYTES = 1 << 14
 """How much of one connection is read in a turn."""
 FRAMES_A_TURN = 64
 """How many frames of one connection are handled in a turn."""
-
-
-class Stage(IntEnum):
-    """Where a connection is in its life."""
-
-    HANDSHAKE = 0
-    AUTH = 1
-    LIVE = 2
-    CLOSING = 3
-    CLOSED = 4
-
-
-HANDSHAKE, AUTH, LIVE, CLOSING, CLOSED = Stage
-
-
-@define(eq=False)
-class Edge:
-    """What all connections of a server share. ``empty`` is set when the last of them has ended."""
-
-    comet: Comet
-    logic: Logic
-    operations: Operations
-    exchanges: Exchanges
-    reactor: Reactor
-    deadlines: Deadlines
-    options: Options
-    counters: Counters
-    tracer: Tracer
-    empty: anyio.Event = field(factory=anyio.Event)
-    leaving: dict[Connection, Disconnect] = field(factory=dict)  # as soon as no hook is at work for them
-    silence: float = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.reload(self.options)
-
-    def reload(self, options: Options) -> None:
-        """From now on, these are the options."""
-        self.options = options
-        self.silence = options.silence  # each heartbeat needs it
 
 
 @define(eq=False, weakref_slot=False)
@@ -101,9 +56,11 @@ class Connection:
     channel: Channel = field(init=False)
     slot: set[Timed] | None = None
     busy: bool = False
-    """Not to be read now: an async hook has a frame of it, or its share of this turn is used up."""
+    """Not to be read now: an async hook has a frame of it, or its share of the turn or of time is used up."""
     unwatched: bool = False
     """The reactor was told not to look for bytes to read."""
+    mark: int = 0
+    """The moment of its last frame and how many it had: see budget.py."""
     why: Disconnect | None = None
 
     @classmethod
@@ -116,8 +73,9 @@ class Connection:
         connection = cls(sock, wire, edge, stage, edge.deadlines.clock.now() + timeout)
         connection.channel = Channel(sock, wire.form, connection, address)
         if isinstance(sock, TLSSocket):
-            sock.on_blocked = connection.want_write
+            sock.on_blocked, sock.account = connection.want_write, edge.counters.outboxes
         edge.reactor.add(sock, connection)
+        edge.admission.came(connection, address)
         edge.deadlines.watch(connection)
         edge.counters.opened += 1
 
@@ -145,6 +103,7 @@ class Connection:
         try:
             data = self.sock.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
+            self._read_nothing()
             return
         except OSError as error:
             self.lost(error)
@@ -152,12 +111,18 @@ class Connection:
         if not data:
             self.lost(ConnectionResetError("connection closed by the peer"))
         elif self.stage < CLOSING:
-            frame = self.wire.lone(data)
-            if frame is not None:
+            frame, budget = self.wire.lone(data), self.edge.budget
+            if frame is None:
+                self.wire.receive(data)
+                self._on_events(len(data))
+                return
+            count = self.mark - budget.moment
+            if count < budget.free and len(data) <= budget.light:
+                self.mark = budget.marks[count if count > 0 else 0]  # noqa: FURB136  # max() is a call
                 self.on_frame(frame)
             else:
-                self.wire.receive(data)
-                self._on_events()
+                self.on_frame(frame)
+                self._spent(1, len(data))
 
     def on_writable(self) -> None:
         """Send what waits."""
@@ -187,9 +152,10 @@ class Connection:
     # What the wheel of deadlines calls.
 
     def due(self) -> float:
-        """The nearer of the stage's deadline and the outbox's."""
-        outbox = self.channel.outbox
-        return self.deadline if outbox is None else min(self.deadline, outbox.deadline)
+        """The nearer of the stage's deadline and that of what waits."""
+        outbox, sock = self.channel.outbox, self.sock
+        due = self.deadline if outbox is None else min(self.deadline, outbox.deadline)
+        return min(due, sock.deadline) if isinstance(sock, TLSSocket) else due
 
     def on_deadline(self) -> None:
         """The peer took too long for whatever its stage is waiting for."""
@@ -198,7 +164,7 @@ class Connection:
         elif self.deadline > self.edge.deadlines.clock.now():
             self.close(Disconnect("too slow: it takes nothing of what it is sent", CloseCode.SLOW))
         else:
-            self.close(Disconnect(*_LATE[self.stage]))
+            self.close(Disconnect(*LATE[self.stage]))
 
     # What the channel calls: see Port.
 
@@ -223,6 +189,17 @@ class Connection:
         if self.channel.outbox is None:
             self._shut()
 
+    def cut(self, why: Disconnect) -> None:
+        """Tell the client why, if it takes that at once, and end the connection."""
+        self.close(why)
+        self._finish()
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait for the client to take them."""
+        sealed = self.sock.waiting if isinstance(self.sock, TLSSocket) else 0
+        return sealed + (self.channel.outbox.size if self.channel.outbox is not None else 0)
+
     def lost(self, error: OSError) -> None:
         """The peer is gone."""
         if self.stage < CLOSING:
@@ -230,6 +207,10 @@ class Connection:
         self._finish()
 
     def _leave(self, why: Disconnect, stage: Stage) -> None:
+        if self.stage < LIVE:
+            self.edge.admission.gave_up(self)
+        if self.busy and self.edge.budget.wakes(self):
+            self.busy = False
         self.stage = stage
         self.why = why
         self.on_leave()
@@ -256,9 +237,11 @@ class Connection:
         self.sock.close()
         self.channel.discard()
         # Nothing refers back to the connection now, so its memory does not wait for the collector.
-        self.channel.port = _Gone(self.edge.options, self.edge.counters)
+        self.channel.port = Gone(self.edge.options, self.edge.counters)
         if isinstance(self.sock, TLSSocket):
             self.sock.on_blocked = None
+        self.edge.budget.forget(self)
+        self.edge.admission.left(self.channel.address)
         self.edge.counters.closed += 1
         if self.edge.counters.closed == self.edge.counters.opened:
             self.edge.empty.set()
@@ -270,10 +253,12 @@ class Connection:
             self.edge.reactor.watch(self.sock, read=not self.unwatched, write=write)
 
     def _expect_write(self) -> None:
+        until = self.edge.deadlines.clock.now() + self.edge.options.write_timeout
         if self.channel.outbox is not None:
-            now = self.edge.deadlines.clock.now()
-            self.channel.outbox.deadline = now + self.edge.options.write_timeout
-            self.edge.deadlines.watch(self)
+            self.channel.outbox.deadline = until
+        if isinstance(self.sock, TLSSocket) and self.sock.blocked:
+            self.sock.deadline = min(self.sock.deadline, until)
+        self.edge.deadlines.watch(self)
 
     # What the peer sends.
 
@@ -288,15 +273,14 @@ class Connection:
         """The connection has ended: called once, when nothing of it is under way any more."""
         raise NotImplementedError
 
-    def _on_events(self) -> None:
-        corked = False
+    def _on_events(self, size: int = 0) -> None:
+        corked = more = False
         try:
             for turn in range(FRAMES_A_TURN + 1):
                 if self.busy or self.stage >= CLOSING:
                     break
                 if turn == FRAMES_A_TURN:
-                    self.busy = True
-                    self.edge.reactor.again(self)
+                    more = True
                     break
                 event = self.wire.next_event()
                 if event is None:
@@ -308,9 +292,41 @@ class Connection:
                 else:
                     self._on_answer(event)
         except ProtocolError as error:
-            self.close(Disconnect(error.reason, error.code))
+            self._broken(error)
         if corked:
             self._uncork()
+        self._spent(turn, size, more)
+
+    def _broken(self, error: ProtocolError) -> None:
+        if error.code == CloseCode.TOO_BIG:
+            self.counters.refusals["max_body"] += 1
+        self.close(Disconnect(error.reason, error.code))
+
+    def _read_nothing(self) -> None:
+        if isinstance(self.sock, TLSSocket):  # something may have come that is no plain text
+            self._spent(1, 0)
+
+    def _spent(self, frames: int, size: int, more: bool = False) -> None:
+        """So much was read in this turn, and ``more`` is to be handled when it may be."""
+        if self.stage >= CLOSING:
+            return
+        budget = self.edge.budget
+        count = max(0, self.mark - budget.moment) + max(1, frames)
+        if count <= budget.free and size <= budget.light:
+            over = False
+            self.mark = budget.marks[count - 1]
+        else:
+            over = budget.exceeds(self, frames + budget.uncounted(self.mark), size)
+            self.mark = budget.marks[-1]
+        if self.busy:
+            return  # with a hook, for as long as that takes: the turn after it is too much again
+        if over:
+            budget.rest(self, frames, size)
+            self.busy = self.unwatched = True
+            self._watch()
+        elif more:
+            self.busy = True
+            self.edge.reactor.again(self)
 
     def _uncork(self) -> None:
         if not self.channel.flush():
@@ -332,27 +348,7 @@ class Connection:
             self.close(answer.close)
         elif self.stage is HANDSHAKE:
             self.stage = AUTH
+            self.edge.admission.went_on(self)
             # The wheel looks again at the handshake's deadline, which may be the earlier one.
             self.deadline = self.edge.deadlines.clock.now() + self.edge.options.auth_timeout
             self.edge.deadlines.watch(self)
-
-
-@frozen
-class _Gone:
-    """The port of a channel that outlives its connection, in a push that is under way."""
-
-    options: Options
-    counters: Counters
-
-    def want_write(self) -> None: ...
-
-    def close(self, why: Disconnect) -> None: ...
-
-    def lost(self, error: OSError) -> None: ...
-
-
-_LATE = {
-    HANDSHAKE: ("no handshake in time", CloseCode.HANDSHAKE_TIMEOUT),
-    AUTH: ("no authentication in time", CloseCode.AUTH_TIMEOUT),
-    LIVE: ("no heartbeat in time", CloseCode.HEARTBEAT_TIMEOUT),
-}

@@ -41,9 +41,7 @@ class Conversation(Connection):
     paced: float = 0.0
     """When the rate limit would be used up by what has come, had it come evenly."""
     written: int = 0
-    """What the client was written of its inbox when it ended."""
-    withdrawn: bool = False
-    """Logic has been told that it is gone."""
+    """What the client was written of its inbox when it ended; -1: logic has been told that it is gone."""
 
     def on_frame(self, frame: Frame) -> None:
         """Answer, or authenticate; anything else before authentication is skipped, as goim does."""
@@ -85,6 +83,11 @@ class Conversation(Connection):
     # Authentication.
 
     def _authenticate(self, frame: Frame) -> None:
+        at_most = self.edge.options.max_token
+        if len(frame.body) > at_most:
+            self.counters.refusals["max_token"] += 1
+            self.close(Disconnect(f"token: expected at most {at_most} bytes", CloseCode.TOO_BIG))
+            return
         request = AuthRequest(
             token=frame.body,
             transport=("tcp", "websocket")[self.wire.form],
@@ -92,7 +95,12 @@ class Conversation(Connection):
             path=self.wire.path,
             headers=self.wire.headers,
         )
-        self._begin(self.edge.logic.connect(request), functools.partial(self._admit, frame), self._turn_away)
+        self.edge.admission.asks(self)
+        self._begin(self.edge.logic.connect(request), functools.partial(self._admit, frame), self._keep_out)
+
+    def _keep_out(self, error: Refused | Disconnect) -> None:
+        self.edge.admission.answered()
+        self._turn_away(error)
 
     def _turn_away(self, error: Refused | Disconnect) -> None:
         if isinstance(error, Refused):
@@ -101,10 +109,13 @@ class Conversation(Connection):
 
     def _admit(self, frame: Frame, session: Session) -> None:
         edge, channel = self.edge, self.channel
-        if self.stage >= CLOSING:
+        edge.admission.answered()
+        unfit = edge.admission.unfit(session, self._others_of) if self.stage < CLOSING else self.why
+        if unfit is not None:
             edge.exchanges.begin(
                 edge.logic.withdraw(session), functools.partial(self._withdrew, session.key), _ignore
             )
+            self.close(unfit)
             return
         channel.session = session
         replaced = edge.comet.put(channel)
@@ -125,6 +136,10 @@ class Conversation(Connection):
         self._begin(edge.logic.connected(session), _ignore, self._turn_away)
         if ended is not None and not self.busy:
             self.on_end(ended)
+
+    def _others_of(self, session: Session) -> int:
+        held = self.edge.logic.held(session)
+        return self.edge.comet.others(session) if held is None else held - 1
 
     def _withdrew(self, key: str, had_the_key: bool) -> None:
         # From whom it was taken over has no route any more, and would be pushed nothing.
@@ -179,7 +194,7 @@ class Conversation(Connection):
 
     def leave(self, why: Disconnect) -> None:
         """Close, but not before a hook that is at work for this client has answered it."""
-        if self.busy and self.stage < CLOSING:
+        if self.busy and self.stage < CLOSING and not self.edge.budget.rests(self):
             self.edge.leaving[self] = why
         else:
             self.close(why)
@@ -199,6 +214,7 @@ class Conversation(Connection):
                     self._end,
                 )
         elif edge.options.rate and not self._within_rate():
+            self.counters.refusals["rate"] += 1
             self._refuse(frame, Refused(f"at most {edge.options.rate:g} frames a second", ErrorCode.TOO_MANY))
         else:
             self._begin(
@@ -250,8 +266,8 @@ class Conversation(Connection):
         session = self.channel.session
         if self.busy and session is not NOBODY:
             # Who is gone is not online for as long as a hook works on its last frame.
-            self.withdrawn = True
-            self.edge.exchanges.each(self.edge.logic.withdrawn(session, self.written))
+            written, self.written = self.written, -1
+            self.edge.exchanges.each(self.edge.logic.withdrawn(session, written))
 
     def _finish(self) -> None:
         if self.sock.fileno() >= 0:
@@ -281,7 +297,7 @@ class Conversation(Connection):
         """Tell logic, when the client had been let in."""
         logic, session = self.edge.logic, self.channel.session
         if session is not NOBODY:
-            withdrawn = () if self.withdrawn else logic.withdrawn(session, self.written)
+            withdrawn = () if self.written < 0 else logic.withdrawn(session, self.written)
             self.edge.exchanges.each((*withdrawn, *logic.disconnected(session, why)))
 
 

@@ -37,6 +37,8 @@ class CloseCode(IntEnum):
     INVALID_DATA = 1007
     TOO_BIG = 1009
     INTERNAL_ERROR = 1011
+    TRY_AGAIN_LATER = 1013
+    """A limit of the server is reached (registered with IANA for WebSocket by RFC 6455's rules)."""
     AUTH_REFUSED = 4001
     AUTH_TIMEOUT = 4002
     HEARTBEAT_TIMEOUT = 4003

@@ -12,7 +12,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import RejectConnection, Request
 from wsproto.utilities import RemoteProtocolError, generate_accept_token
 
-from goim_core.protocol import MAX_BODY
+from goim_core.protocol import HEADER_SIZE, MAX_BODY
 
 __all__ = ["HandshakeError", "Terms", "checked_headers", "head_size", "upgrade", "usual_headers"]
 
@@ -35,6 +35,11 @@ class Terms:
     max_message: int = 65536
     max_header: int = 8192
     origins: frozenset[str] = field(default=frozenset(), converter=_origins)
+
+    def bound(self, max_body: int) -> None:
+        """From now on this is the largest body of a frame; a message may have 64 KB, or more where it has."""
+        self.max_body = max_body
+        self.max_message = max(1 << 16, HEADER_SIZE + max_body)
 
 
 class HandshakeError(Exception):

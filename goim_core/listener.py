@@ -40,12 +40,21 @@ _log = logging.getLogger("goim_core.listener")
 class Listener:
     """Accepts connections of one listening socket and hands them to ``accept``.
 
-    Where the system has no descriptor or memory left it stops listening for a moment and tries again:
-    those who wait are not lost, and nothing spins (goim's accept loop returns for good).
+    Where the system has no descriptor or memory left, or there is no ``room`` for more connections, it stops
+    listening for a moment and tries again: those who wait are not lost, and nothing spins (goim's accept
+    loop returns for good).
     """
 
-    def __init__(self, sock: socket.socket, accept: Accept, reactor: Reactor, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        accept: Accept,
+        reactor: Reactor,
+        deadlines: Deadlines,
+        room: Callable[[], int] = lambda: ACCEPTS_A_TURN,
+    ) -> None:
         self.sock = sock
+        self._room = room
         self._accept = accept
         self._reactor = reactor
         self._deadlines = deadlines
@@ -53,14 +62,17 @@ class Listener:
 
     def on_readable(self) -> None:
         """Accept some of those who wait."""
-        for _ in range(ACCEPTS_A_TURN):
+        room = self._room()
+        if not room:
+            self._pause()
+        for _ in range(min(room, ACCEPTS_A_TURN)):
             try:
                 sock, peer = self.sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._pause(error)
+                    self._fail(error)
                     return
                 continue  # the peer was gone before it was accepted
             sock.setblocking(False)
@@ -68,7 +80,7 @@ class Listener:
                 self._accept(sock, ip_of(peer))
             except OSError as error:
                 sock.close()
-                self._pause(error)
+                self._fail(error)
                 return
 
     def on_writable(self) -> None:
@@ -79,8 +91,11 @@ class Listener:
         if self.open:
             self._reactor.watch(self.sock, read=True, write=False)
 
-    def _pause(self, error: OSError) -> None:
+    def _fail(self, error: OSError) -> None:
         _log.warning("cannot accept connections for %s s: %s", PAUSE, error)
+        self._pause()
+
+    def _pause(self) -> None:
         self._reactor.watch(self.sock, read=False, write=False)
         self._deadlines.watch(Timer(self._deadlines.clock.now() + PAUSE, self.on_turn))
 

@@ -114,6 +114,10 @@ class Logic:
         each_platform = self._hooks.sessions.logins.each_platform
         return [other for other in found if not each_platform or other.platform == session.platform]
 
+    def held(self, session: Session) -> int | None:
+        """How many connections its user has here, itself too; None where the registry cannot say at once."""
+        return self._registry.held(session.mid, self.name)
+
     def withdraw(self, session: Session) -> Flow[bool]:
         """Undo :meth:`connect` for a connection that was gone before it was let in; was there a route?"""
         return (yield from settle(self._registry.remove(session)))

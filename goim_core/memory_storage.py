@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, field
 
-from goim_core.storage import Retention, StorageHook, Stored, StorePolicy, check_append
+from goim_core.storage import DEVICES, Retention, StorageHook, Stored, StorePolicy, check_append
 
 __all__ = ["MemoryStorage"]
 
@@ -15,16 +15,20 @@ __all__ = ["MemoryStorage"]
 class MemoryStorage(StorageHook):
     """Inboxes in memory: for tests, and where messages need not outlive the process.
 
-    ``keep`` messages a user are kept, each for ``keep_for`` seconds. A message costs about 100 bytes and
-    its body, however many users it is for, and 8 bytes for each of them.
+    ``keep`` messages a user are kept, each for ``keep_for`` seconds, and cursors of ``devices`` devices. A
+    message costs about 100 bytes and its body, however many users it is for, and 8 bytes for each of them.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the argument.
     """
 
     def __init__(
-        self, keep: int = 10_000, keep_for: float = 30 * 86_400, policy: StorePolicy = StorePolicy.ALL
+        self,
+        keep: int = 10_000,
+        keep_for: float = 30 * 86_400,
+        policy: StorePolicy = StorePolicy.ALL,
+        devices: int = DEVICES,
     ) -> None:
-        self._retention = Retention(keep, keep_for, policy)
+        self._retention = Retention(keep, keep_for, policy, devices)
         self.policy = self._retention.policy
         self._inboxes: dict[int, _Inbox] = {}
         self._round: list[_Inbox] = []
@@ -55,7 +59,7 @@ class MemoryStorage(StorageHook):
     def acknowledge(self, mid: int, device: str, seq: int) -> int:
         """See :meth:`StorageHook.acknowledge`."""
         inbox = self._inboxes.get(mid)
-        return 0 if inbox is None else inbox.acknowledge(device, seq)
+        return 0 if inbox is None else inbox.acknowledge(device, seq, self._retention.devices)
 
     def cursor(self, mid: int, device: str) -> int:
         """See :meth:`StorageHook.cursor`."""
@@ -127,13 +131,15 @@ class _Inbox:
             found.append(Stored(removed + index + 1, op, body, at))
         return found
 
-    def acknowledge(self, device: str, seq: int) -> int:
+    def acknowledge(self, device: str, seq: int, devices: int) -> int:
         now = self.cursors.get(device, 0)
         if not now < seq <= self.last:
             return now
         if self.cursors is _NONE:
             self.cursors = {}
         self.cursors[device] = seq
+        if len(self.cursors) > devices:
+            del self.cursors[min(self.cursors, key=self.cursors.__getitem__)]
         return seq
 
     def expire(self, oldest: float) -> None:

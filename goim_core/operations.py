@@ -109,26 +109,26 @@ class Operations:
     # Rooms and operations.
 
     def _change_room(self, channel: Channel, body: bytes) -> Flow[bytes]:
-        room_id, session = _room_id(body), channel.session
+        room_id, session = self._room_id(body), channel.session
         if room_id and room_id not in session.rooms:
             yield from self._logic.may_enter(session, room_id)
         yield from self._move(channel, room_id, self._comet.change_room)
         return body
 
     def _join(self, channel: Channel, body: bytes) -> Flow[bytes]:
-        room_id, session = _required_room_id(body), channel.session
+        room_id, session = self._required_room_id(body), channel.session
         if room_id in session.joined:
             return body
         at_most = self.options.max_rooms
         if len(session.joined) >= at_most:
-            raise Refused(f"at most {at_most} rooms for a connection", ErrorCode.TOO_MANY)
+            raise self._beyond("max_rooms", f"at most {at_most} rooms for a connection", ErrorCode.TOO_MANY)
         if room_id not in session.rooms:
             yield from self._logic.may_enter(session, room_id)
         yield from self._move(channel, room_id, self._comet.join)
         return body
 
     def _leave(self, channel: Channel, body: bytes) -> Flow[bytes]:
-        room_id = _required_room_id(body)
+        room_id = self._required_room_id(body)
         if room_id not in channel.session.joined:
             raise Refused(f"room_id: this connection has not joined {room_id}", ErrorCode.NOT_FOUND)
         yield from self._move(channel, room_id, self._comet.leave)
@@ -151,6 +151,30 @@ class Operations:
     def _unsub(self, channel: Channel, body: bytes) -> bytes:
         self._comet.accept(channel, channel.accepts - _ops(body))
         return body
+
+    def _room_id(self, body: bytes) -> str:
+        try:
+            room_id = body.decode()
+            if room_id:
+                check_room_id(room_id)
+        except ValueError as error:
+            reason = "room_id: expected UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            raise Refused(reason, ErrorCode.BAD_REQUEST) from None
+        at_most = self.options.max_room_id
+        if len(room_id) > at_most:
+            raise self._beyond("max_room_id", f"room_id: expected at most {at_most} characters")
+        return room_id
+
+    def _required_room_id(self, body: bytes) -> str:
+        room_id = self._room_id(body)
+        if not room_id:
+            raise Refused("room_id: missing, expected 'type://id'", ErrorCode.BAD_REQUEST)
+        return room_id
+
+    def _beyond(self, option: str, reason: str, code: int = ErrorCode.BAD_REQUEST) -> Refused:
+        """What tells a client of a limit; counted."""
+        self._comet.counters.refusals[option] += 1
+        return Refused(reason, code)
 
     # Who is there.
 
@@ -178,7 +202,7 @@ class Operations:
         return body
 
     def _room_of(self, channel: Channel, body: bytes) -> Room[Channel]:
-        room_id = _required_room_id(body)
+        room_id = self._required_room_id(body)
         for room in channel.rooms():
             if room.id == room_id:
                 return room
@@ -206,6 +230,9 @@ class Operations:
         return b"".join(encode(message.op, message.body, message.seq) for message in page)
 
     def _refresh(self, channel: Channel, body: bytes) -> Flow[bytes]:
+        at_most = self.options.max_token
+        if len(body) > at_most:
+            raise self._beyond("max_token", f"token: expected at most {at_most} bytes")
         transport = ("tcp", "websocket")[channel.form]
         request = AuthRequest(token=body, transport=transport, address=channel.address)
         yield from self._logic.refresh(channel.session, request)
@@ -219,22 +246,6 @@ _NOT_FROM_CLIENTS = frozenset(
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-
-
-def _room_id(body: bytes) -> str:
-    try:
-        room_id = body.decode()
-        return check_room_id(room_id) if room_id else ""
-    except ValueError as error:
-        reason = "room_id: expected UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Refused(reason, ErrorCode.BAD_REQUEST) from None
-
-
-def _required_room_id(body: bytes) -> str:
-    room_id = _room_id(body)
-    if not room_id:
-        raise Refused("room_id: missing, expected 'type://id'", ErrorCode.BAD_REQUEST)
-    return room_id
 
 
 def _ops(body: bytes) -> frozenset[int]:

@@ -130,7 +130,7 @@ class Options:
     max_user_connections: int = _int(1000, 0)
     """How many of one user on this node, but for user 0, who is nobody in particular; 0 is any number."""
     max_handshakes: int = _int(10_000, 1)
-    """How many connections may be on their way in; at the bound the one that is silent longest gives way."""
+    """How many connections may be on their way in; beyond, who got no further for the longest gives way."""
     accept_rate: float = _seconds(5000.0, 0)
     """How many connections a second are accepted, others wait in the backlog; 0 is any number."""
     read_frames: float = _seconds(1000.0, 0)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from attrs import define, field
 
+from goim_core.admission import Admission, Seats, turn_away
+from goim_core.budget import Budget
 from goim_core.census import Census
 from goim_core.channel import Counters
 from goim_core.clock import Deadlines
 from goim_core.comet import Comet
-from goim_core.connection import Edge, Stage
+from goim_core.connection import Stage
 from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
 from goim_core.doors import Contexts, check_guarded
+from goim_core.edge import Edge
 from goim_core.errors import ConfigurationError
 from goim_core.flow import Exchanges, kept_running
 from goim_core.guard import Guard
@@ -29,6 +32,7 @@ from goim_core.logic import Logic
 from goim_core.metrics import Instruments
 from goim_core.operations import Operations
 from goim_core.options import FIXED, Options
+from goim_core.pressure import Pressure
 from goim_core.publisher import Publisher
 from goim_core.queue import Queue
 from goim_core.reactor import Reactor
@@ -41,6 +45,8 @@ from goim_core.websocket import WebSocketWire
 from goim_core.wire import TCPWire, Wire
 
 __all__ = ["Pipeline"]
+
+HTTP_DOORS = ("http", "https")
 
 
 @define(eq=False, kw_only=True)
@@ -63,6 +69,8 @@ class Pipeline:
     new_reactor: Callable[[], Reactor]
     listeners: dict[str, list[Listener]] = field(init=False, factory=dict)
     edge: Edge = field(init=False)
+    _seats: Seats = field(init=False)
+    _pressure: Pressure = field(init=False)
     _census: Census = field(init=False)
     _job: Job = field(init=False)
     stopping: Stopping | None = field(init=False, default=None)
@@ -77,6 +85,8 @@ class Pipeline:
         """Serve what comes in at ``sockets``, each with the name of its door, until :meth:`end`."""
         options, deadlines, reactor = self.options, self.deadlines, self.new_reactor()
         self.registry.on_replaced = self._replaced
+        if type(self.registry).held is Registry.held:
+            self.comet.users = Counter()
         # Shielded: when the program around is cancelled, stopping still needs all of this to go on.
         with anyio.CancelScope(shield=True) as self._scope:
             async with anyio.create_task_group() as self._tasks:
@@ -96,9 +106,15 @@ class Pipeline:
                     options=options,
                     counters=self.counters,
                     tracer=self.tracer,
+                    admission=Admission(self.counters, deadlines.clock, options),
+                    budget=Budget(self.counters, deadlines, options),
                 )
+                self._seats = Seats(self.counters, self.edge.admission, options)
+                self._pressure = Pressure(self.counters, reactor, self._connections, options)
+                self._bound_http(options)
                 for door, sock in sockets:
-                    listener = Listener(sock, self.acceptor(door), reactor, deadlines)
+                    room = (self._seats if door in HTTP_DOORS else self.edge.admission).room
+                    listener = Listener(sock, self.acceptor(door), reactor, deadlines, room)
                     self.listeners.setdefault(door, []).append(listener)
                 self._tasks.start_soon(deadlines.run)
                 self._tasks.start_soon(reactor.run)
@@ -122,16 +138,25 @@ class Pipeline:
             if now != wanted:
                 raise ConfigurationError(f"{name}: it is {now!r} while the server runs, got {wanted!r}")
         self.contexts, self.http.guard = contexts, guard
-        self.options = self._job.options = self.edge.operations.options = options
+        self.options = self._job.options = options
         self.edge.reload(options)
-        self.edge.exchanges.bound(options.max_hooks, options.hook_timeout)
         self.publisher.timeout = options.hook_timeout
-        self.http.max_body = options.http_max_body
         self._census.interval = options.census
         self._terms = _terms_of(options)
-        for source in self.edge.reactor.sources():
-            if isinstance(source, Conversation):
-                source.wire.bound(options.max_body)
+        self._pressure.reload(options)
+        self._bound_http(options)
+        for connection in self._connections():
+            connection.wire.bound(options.max_body)
+
+    def _connections(self) -> list[Conversation]:
+        return [source for source in self.edge.reactor.sources() if isinstance(source, Conversation)]
+
+    def _bound_http(self, options: Options) -> None:
+        http = self.http
+        http.max_body, http.max_header = options.http_max_body, options.http_max_header
+        http.timeout, http.idle = options.http_timeout, options.http_idle
+        http.refusals = self.counters.refusals
+        self._seats.most = options.http_max_connections
 
     def end(self) -> None:
         """Cancel whatever is left."""
@@ -147,15 +172,29 @@ class Pipeline:
             context = self.contexts.of(door)
             return sock if context is None else TLSSocket(sock, context)
 
-        def accept_http(sock: socket.socket, _: str) -> None:
-            certified = door == "https" and self.contexts.certified
-            self._tasks.start_soon(partial(self.http.serve, secured(sock), certified=certified))
+        def accept_http(sock: socket.socket, address: str) -> None:
+            if self._seats.take(address):
+                self._tasks.start_soon(self._serve_http, secured(sock), door, address)
+            else:
+                turn_away(sock, door)
 
         def accept(sock: socket.socket, address: str) -> None:
+            if edge.admission.refusal(address):
+                turn_away(sock, door)
+                return
             wire: Wire = WebSocketWire(self._terms) if websocket else TCPWire(edge.options.max_body)
             Conversation.open(secured(sock), wire, edge, stage, address)
 
-        return accept_http if door in ("http", "https") else accept
+        return accept_http if door in HTTP_DOORS else accept
+
+    async def _serve_http(self, sock: socket.socket | TLSSocket, door: str, address: str) -> None:
+        try:
+            await self.http.serve(sock, certified=door == "https" and self.contexts.certified)
+        finally:
+            if self._seats.leave(address):
+                for name in HTTP_DOORS:
+                    for listener in self.listeners.get(name, ()):
+                        listener.on_turn()
 
     def _replaced(self, session: Session) -> None:
         channel = self.comet.buckets.get(session.key)
@@ -176,4 +215,6 @@ class Pipeline:
 
 
 def _terms_of(options: Options) -> Terms:
-    return Terms(options.max_body, options.ws_path, origins=options.origins)
+    terms = Terms(path=options.ws_path, origins=options.origins)
+    terms.bound(options.max_body)
+    return terms

@@ -64,6 +64,10 @@ class Registry(ABC):
         Of each session ``mid``, ``key``, ``platform`` and ``server`` are filled in.
         """
 
+    def held(self, mid: int, server: str) -> int | None:
+        """How many connections of the user ``server`` holds; None where to ask takes time: it counts them."""
+        return None
+
     def report(self, online: Online) -> MaybeAwaitable[Online]:
         """Tell the other nodes who is ``online`` here; the sum of what they have told.
 
@@ -129,6 +133,10 @@ class MemoryRegistry(Registry):
     def mids(self, mids: Iterable[int]) -> list[Session]:
         """See :meth:`Registry.mids`."""
         return [session for mid in dict.fromkeys(mids) for session in self._of(mid)]
+
+    def held(self, mid: int, server: str) -> int:
+        """See :meth:`Registry.held`."""
+        return sum(session.server == server for session in self._of(mid))
 
     def _of(self, mid: int) -> tuple[Session, ...]:
         found = self._by_mid.get(mid, ())

@@ -21,7 +21,9 @@ class Stats:
 
     ``connections`` are all open sockets of clients, ``users`` those that are authenticated; ``opened`` and
     ``deliveries`` count since the start, as do ``drops`` (messages by reason) and ``closes`` (connections
-    by close code); ``pending`` is how many pushes are accepted and not yet sent;
+    by close code), and ``refusals`` (how often a limit was met, by its option); ``handshakes`` are
+    the connections on their way in, ``http_connections`` those of the HTTP doors, ``outbox_bytes`` what waits
+    for all clients to take it; ``pending`` is how many pushes are accepted and not yet sent;
     ``troubles`` what is wrong at the moment with the queue, the registry or the discovery that nodes share.
     """
 
@@ -34,6 +36,10 @@ class Stats:
     pending: int
     drops: Mapping[str, int]
     closes: Mapping[int, int]
+    refusals: Mapping[str, int]
+    handshakes: int
+    http_connections: int
+    outbox_bytes: int
     troubles: Mapping[str, str]
 
 
@@ -56,5 +62,9 @@ def read_stats(
         pending=queue.pending,
         drops=dict(counters.drops),
         closes=dict(counters.closes),
+        refusals=dict(counters.refusals),
+        handshakes=counters.handshakes,
+        http_connections=counters.http,
+        outbox_bytes=counters.outboxes.waiting,
         troubles={name: part.trouble for name, part in shared.items() if part.trouble},
     )

@@ -25,9 +25,9 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from goim_core.connection import Edge
 from goim_core.conversation import Conversation
 from goim_core.discovery import Discovery
+from goim_core.edge import Edge
 from goim_core.errors import BackboneError, CloseCode, Disconnect
 from goim_core.listener import Listener
 from goim_core.protocol import Op

@@ -93,7 +93,7 @@ class StorageHook(Hook, ABC):
 
 def _at_least_one(_: Any, attribute: Any, value: Any) -> None:
     if type(value) is not int or not 1 <= value <= INT32_MAX:
-        raise ConfigurationError(f"{attribute.name}: expected 1 or more messages, got {value!r:.80}")
+        raise ConfigurationError(f"{attribute.name}: expected 1 or more, got {value!r:.80}")
 
 
 def _seconds(_: Any, attribute: Any, value: Any) -> None:
@@ -109,9 +109,16 @@ def _store_policy(value: Any) -> StorePolicy:
         raise ConfigurationError(f"policy: expected one of {choices}; got {value!r:.80}") from None
 
 
+DEVICES = 100
+"""Of how many devices a user's cursors are kept, unless told."""
+
+
 @frozen
 class Retention:
     """What a storage keeps: ``keep`` messages a user, ``keep_for`` seconds, of the pushes in ``policy``.
+
+    And cursors of ``devices`` devices a user: when one more acknowledges, the one that is furthest behind is
+    forgotten, or a client that names ever new ones would fill the disk.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the field.
     """
@@ -119,6 +126,7 @@ class Retention:
     keep: int = field(validator=_at_least_one)
     keep_for: float = field(validator=_seconds)
     policy: StorePolicy = field(converter=_store_policy)
+    devices: int = field(default=DEVICES, validator=_at_least_one)
 
     @property
     def slack(self) -> int:

@@ -11,11 +11,13 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from math import inf
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeAlias
 
 from goim_core.errors import ConfigurationError
+from goim_core.outbox import Account
 
 __all__ = ["TLSSocket", "server_context"]
 
@@ -96,13 +98,19 @@ def _said(error: ssl.SSLError) -> str:
 
 
 class TLSSocket:
-    """The server's end of TLS over ``raw``. ``on_blocked`` is called when cipher text has to wait."""
+    """The server's end of TLS over ``raw``.
 
-    __slots__ = ("_incoming", "_outgoing", "_tls", "_waiting", "on_blocked", "raw")
+    ``on_blocked`` is called when cipher text has to wait, which is in the ``account``. ``deadline`` is its
+    owner's: when to give the peer up, unless it has taken some.
+    """
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "_waiting", "account", "deadline", "on_blocked", "raw")
 
     def __init__(self, raw: socket.socket, context: ssl.SSLContext) -> None:
         self.raw = raw
         self.on_blocked: Callable[[], None] | None = None
+        self.account: Account | None = None
+        self.deadline = inf
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -121,6 +129,11 @@ class TLSSocket:
     def blocked(self) -> bool:
         """Whether cipher text waits for the socket to take it."""
         return bool(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes of cipher text wait."""
+        return len(self._waiting)
 
     def recv(self, size: int) -> bytes:
         """Plain text from up to ``size`` bytes of the socket, empty at the end.
@@ -160,7 +173,7 @@ class TLSSocket:
         """Send cipher text; True when none waits any more."""
         if self._outgoing.pending:
             # A view, so that what waits is not copied at each step of sending it.
-            self._waiting = memoryview(bytes(self._waiting) + self._outgoing.read())
+            self._wait_for(memoryview(bytes(self._waiting) + self._outgoing.read()))
         while self._waiting:
             try:
                 sent = self.raw.send(self._waiting)
@@ -168,8 +181,14 @@ class TLSSocket:
                 if self.on_blocked is not None:
                     self.on_blocked()
                 return False
-            self._waiting = self._waiting[sent:]
+            self._wait_for(self._waiting[sent:])
+            self.deadline = inf
         return True
+
+    def _wait_for(self, waiting: memoryview) -> None:
+        if self.account is not None:
+            self.account.add(len(waiting) - len(self._waiting))
+        self._waiting = waiting
 
     def shutdown(self, how: int) -> None:
         """Say that no more plain text follows (close_notify), then shut the socket down."""
@@ -181,4 +200,5 @@ class TLSSocket:
 
     def close(self) -> None:
         """Close the socket."""
+        self._wait_for(memoryview(b""))
         self.raw.close()

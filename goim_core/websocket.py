@@ -205,10 +205,11 @@ class WebSocketWire(Wire):
             if isinstance(event, Message):
                 borrowed.message += event.data.encode() if isinstance(event.data, str) else event.data
                 borrowed.within_message = not event.message_finished
-                if event.message_finished:
-                    self._message = bytes(borrowed.message)
-                    if not self._message:
-                        raise self._fail("message: empty")
+                if borrowed.within_message:
+                    return Answer(b"")  # an event of its own, as a pong
+                self._message = bytes(borrowed.message)
+                if not self._message:
+                    raise self._fail("message: empty")
         return None
 
     def _close(self, connection: Connection, event: CloseConnection) -> Answer:
@@ -282,7 +283,7 @@ class WebSocketWire(Wire):
 
     def bound(self, max_body: int) -> None:
         """See :meth:`Wire.bound`."""
-        self.terms.max_body = max_body
+        self.terms.bound(max_body)
 
     def forget_handshake(self) -> None:
         """See :meth:`Wire.forget_handshake`."""
@@ -305,4 +306,5 @@ def _unmasked(buffer: bytes | bytearray, start: int, length: int) -> bytes:
 _FAREWELL_STATUS: dict[int, HTTPStatus] = {
     CloseCode.HANDSHAKE_TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
     CloseCode.GOING_AWAY: HTTPStatus.SERVICE_UNAVAILABLE,
+    CloseCode.TRY_AGAIN_LATER: HTTPStatus.SERVICE_UNAVAILABLE,
 }

@@ -10,9 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from goim_core.channel import FLUSH_BYTES, deliver
+from goim_core.channel import deliver
 from goim_core.errors import CloseCode
 from goim_core.options import Options, OutboxPolicy
+from goim_core.outbox import FLUSH_BYTES
 from goim_core.protocol import HEADER_SIZE, Op, encode
 from goim_core.wire import TCP, WEBSOCKET, Packet
 from tests.links import Link

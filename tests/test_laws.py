@@ -28,25 +28,28 @@ LAYERS = [
     {"http_answers", "stopping"},
     {"http_door", "doors", "conversation", "census"},
     {"connection", "http_conversation"},
+    {"edge"},
     {"inbox", "operations", "job", "listener"},
     {"logic"},
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
+    {"pressure"},
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
+    {"admission", "budget"},
     {"bucket", "presence"},
     {"channel", "websocket", "poller", "nodes", "guard"},
     {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery", "outgoing", "http_message"},
-    {"session", "options", "clock", "process"},
+    {"session", "options", "clock", "process", "outbox"},
     {"prometheus"},
-    {"protocol", "taskgroup", "metrics", "logs"},
+    {"protocol", "taskgroup", "metrics", "logs", "stage"},
     {"errors", "masked"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}
 
 SYNC = {
-    "bucket", "channel", "comet", "connection", "conversation", "doors", "errors", "guard", "handshake",
-    "http_message", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations", "options", "outgoing",
-    "overview", "poller", "presence", "process", "prometheus", "protocol", "room", "scrape", "session", "stats",
-    "tls", "trace", "websocket", "weigher", "wire",
+    "admission", "bucket", "budget", "channel", "comet", "connection", "conversation", "doors", "edge", "errors",
+    "guard", "handshake", "http_message", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations",
+    "options", "outbox", "outgoing", "overview", "poller", "presence", "pressure", "process", "prometheus",
+    "protocol", "room", "scrape", "session", "stage", "stats", "tls", "trace", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
 

@@ -110,7 +110,7 @@ async def test_more_hooks_at_a_time_and_less_time_for_each() -> None:
         clients = [await app.connect(TOKEN) for _ in range(3)]
         for client in clients[:2]:
             await client.send(1000)
-        await app.idle()
+            await app.idle()
         assert hook.inside == 1
         reload(app, max_hooks=3, hook_timeout=5)
         await clients[2].send(1000)

@@ -152,7 +152,8 @@ class TestMemoryStorage(StorageContract, ModelContract):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"keep": 0}, "keep: expected 1 or more messages, got 0"),
+        ({"keep": 0}, "keep: expected 1 or more, got 0"),
+        ({"devices": 0}, "devices: expected 1 or more, got 0"),
         ({"keep": True}, "keep: expected"),
         ({"keep": 2.0}, "keep: expected"),
         ({"keep_for": 0}, "keep_for: expected seconds, more than 0, got 0"),

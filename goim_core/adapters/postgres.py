@@ -20,7 +20,7 @@ from goim_core.adapters.sql.inbox_change import After, Change, Cursor, Read, Wor
 from goim_core.adapters.sql.storage import ConnectionLost, SQLStorage, Unavailable
 from goim_core.errors import ConfigurationError, StorageError
 from goim_core.masked import masked
-from goim_core.storage import Retention, StorePolicy
+from goim_core.storage import DEVICES, Retention, StorePolicy
 
 try:
     import psycopg
@@ -74,6 +74,10 @@ MOVE = (
     "INSERT INTO goim_cursor (mid, device, seq) "
     "SELECT * FROM unnest(%b::bigint[], %b::bytea[], %b::bigint[]) "
     "ON CONFLICT (mid, device) DO UPDATE SET seq = excluded.seq"
+)
+FORGET = (
+    "DELETE FROM goim_cursor WHERE mid = %(mid)b AND device NOT IN "
+    "(SELECT device FROM goim_cursor WHERE mid = %(mid)b ORDER BY seq DESC LIMIT %(devices)b)"
 )
 TRIM = (
     "DELETE FROM goim_message m USING unnest(%b::bigint[], %b::bigint[]) AS n (mid, seq) "
@@ -136,8 +140,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 class PostgresStorage(SQLStorage):
     """Inboxes in the database that ``dsn`` names (https://www.postgresql.org/docs/current/libpq-connect.html).
 
-    ``keep`` messages a user are kept, each for ``keep_for`` seconds. Two connections; a broken one is made
-    anew when it is needed. The tables are made at the start, in the first schema of the search path.
+    ``keep`` messages a user are kept, each for ``keep_for`` seconds, and cursors of ``devices`` devices. Two
+    connections; a broken one is made anew when it is needed. The tables are made at the start, in the
+    first schema of the search path.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the argument.
     """
@@ -148,6 +153,7 @@ class PostgresStorage(SQLStorage):
         keep: int = 10_000,
         keep_for: float = 30 * 86_400,
         policy: StorePolicy = StorePolicy.ALL,
+        devices: int = DEVICES,
     ) -> None:
         if not isinstance(dsn, str) or not dsn:
             raise ConfigurationError(f"dsn: expected text, got {dsn!r:.80}")
@@ -158,7 +164,7 @@ class PostgresStorage(SQLStorage):
             raise ConfigurationError("dsn: expected a connection string or URI of PostgreSQL") from None
         if "@" in str(self._parameters.get("host", "")):  # it would be shown where it cannot be found
             raise ConfigurationError("dsn: expected %40 for an @ in a name or password")
-        super().__init__(Retention(keep, keep_for, policy))
+        super().__init__(Retention(keep, keep_for, policy, devices))
         self._writer: Connection | None = None
         self._reader: Connection | None = None
 
@@ -238,6 +244,8 @@ class PostgresStorage(SQLStorage):
         ):
             if rows:
                 connection.execute(statement, _columns(rows))
+        for mid in change.crowded:
+            connection.execute(FORGET, {"mid": mid, "devices": self._retention.devices})
         if self._sweep_due(change.oldest):
             swept = connection.execute(SWEEP, (change.oldest, SWEEP_ROWS)).rowcount
             self._swept_until(change.oldest, more=swept == SWEEP_ROWS)

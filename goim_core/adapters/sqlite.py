@@ -21,7 +21,7 @@ from typing import Any
 from goim_core.adapters.sql.inbox_change import After, Change, Cursor, Read, Work, fitting
 from goim_core.adapters.sql.storage import SQLStorage, Unavailable
 from goim_core.errors import ConfigurationError, StorageError
-from goim_core.storage import Retention, Stored, StorePolicy
+from goim_core.storage import DEVICES, Retention, Stored, StorePolicy
 
 __all__ = ["SQLiteStorage"]
 
@@ -61,6 +61,10 @@ MOVE = (
     "INSERT INTO cursor (mid, device, seq) VALUES {rows} "
     "ON CONFLICT (mid, device) DO UPDATE SET seq = excluded.seq"
 )
+FORGET = (
+    "DELETE FROM cursor WHERE mid = ?1 AND device NOT IN "
+    "(SELECT device FROM cursor WHERE mid = ?1 ORDER BY seq DESC LIMIT ?2)"
+)
 TRIM = "DELETE FROM message WHERE mid = ? AND seq <= ?"
 SWEEP = "DELETE FROM message WHERE id IN (SELECT id FROM message ORDER BY id LIMIT ?) AND at < ?"
 AFTER = (
@@ -90,8 +94,9 @@ UNAVAILABLE = {
 class SQLiteStorage(SQLStorage):
     """Inboxes in the file ``path``: what was stored survives the process and the machine's power.
 
-    ``keep`` messages a user are kept, each for ``keep_for`` seconds. The folder has to exist; SQLite puts
-    two more files beside it. Several processes on one machine may share it; not on a network drive.
+    ``keep`` messages a user are kept, each for ``keep_for`` seconds, and cursors of ``devices`` devices. The
+    folder has to exist; SQLite puts two more files beside it. Several processes on one machine may share
+    it; not on a network drive.
 
     Raises :class:`~goim_core.errors.ConfigurationError` that names the argument.
     """
@@ -105,10 +110,11 @@ class SQLiteStorage(SQLStorage):
         keep: int = 10_000,
         keep_for: float = 30 * 86_400,
         policy: StorePolicy = StorePolicy.ALL,
+        devices: int = DEVICES,
     ) -> None:
         if not isinstance(path, str | os.PathLike) or os.fspath(path) in ("", ":memory:"):
             raise ConfigurationError(f"path: expected the name of a file, got {path!r:.80}")
-        super().__init__(Retention(keep, keep_for, policy))
+        super().__init__(Retention(keep, keep_for, policy, devices))
         self._path = os.fspath(path)
         self._writer: sqlite3.Connection
         self._reader: sqlite3.Connection
@@ -179,6 +185,7 @@ class SQLiteStorage(SQLStorage):
             self._insert(COUNT, list(change.lasts.items()))
             self._insert(SEE, list(change.seen.items()))
             self._insert(MOVE, [(mid, device, seq) for (mid, device), seq in change.cursors.items()])
+            self._writer.executemany(FORGET, [(mid, self._retention.devices) for mid in change.crowded])
             self._writer.executemany(TRIM, change.surplus)
             if self._sweep_due(change.oldest):
                 swept = self._writer.execute(SWEEP, (SWEEP_ROWS, change.oldest)).rowcount

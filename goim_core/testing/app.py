@@ -100,7 +100,10 @@ class App:
         headers: Mapping[str, str] = NO_HEADERS,
         capacity: int = CAPACITY,
     ) -> Client:
-        """A client that has not authenticated. See :meth:`connect`."""
+        """A client that has not authenticated. See :meth:`connect`.
+
+        Raises :class:`~goim_core.errors.Disconnect` where a limit leaves no room for it.
+        """
         ends: ClientWire
         if wire == "tcp":
             if path is not None or headers:
@@ -114,6 +117,9 @@ class App:
         self.server.accept(cast("Any", link), wire, address)
         connection = cast("Connection", self.server.links.source(link))
         client = Client(link, connection, ends, self.idle, self._note)
+        if link.fileno() < 0:
+            client.pump()
+            raise client.told or Disconnect("closed without a word", CloseCode.LOST)
         self._clients.append(client)
         link.write(ends.opening)
         await self.idle()

@@ -191,9 +191,9 @@ class MemoryReactor(Reactor):
         """See :meth:`~goim_core.reactor.Reactor.sources`."""
         return list(self._sources.values())
 
-    def source(self, link: Link) -> Source:
-        """Who was added for ``link``."""
-        return self._sources[link]
+    def source(self, link: Link) -> Source | None:
+        """Who was added for ``link``, if anybody was."""
+        return self._sources.get(link)
 
     def _look(self, link: Link) -> None:
         self._changed[link] = None

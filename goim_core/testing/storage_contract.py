@@ -74,8 +74,8 @@ class StorageContract:
     def opened(self, **limits: Any) -> AbstractAsyncContextManager[StorageHook]:
         """An empty storage, started, and closed at the end.
 
-        ``limits`` may be ``keep``, messages a user, and ``keep_for``, seconds; without them, the storage
-        keeps at least 200 messages a user for at least a day.
+        ``limits`` may be ``keep``, messages a user, ``keep_for``, seconds, and ``devices``, cursors a user;
+        without them, the storage keeps at least 200 messages a user for at least a day, and 10 cursors.
         """
         raise NotImplementedError
 
@@ -228,6 +228,24 @@ class StorageContract:
             assert await _cursor(storage, 7, "desk") == 0
             assert await _cursor(storage, 8, "phone") == 0
             assert await _numbers(storage, 7) == [1, 2, 3, 4, 5]
+
+    async def test_only_so_many_devices_have_a_cursor(self) -> None:
+        async with self.opened(devices=3) as storage:
+            for mid in (7, 8):
+                for _ in range(5):
+                    await _append(storage, [mid])
+                for device, seq in (("a", 2), ("b", 1), ("c", 3)):
+                    assert await _acknowledge(storage, mid, device, seq) == seq
+            assert [await _cursor(storage, 7, device) for device in "abc"] == [2, 1, 3]
+            assert await _acknowledge(storage, 7, "b", 4) == 4
+            assert await _acknowledge(storage, 7, "d", 5) == 5
+            assert [await _cursor(storage, 7, device) for device in "abcd"] == [0, 4, 3, 5]
+            for number in range(20):
+                await _acknowledge(storage, 7, f"new {number}", 5)
+            kept = [device for device in "abcd" if await _cursor(storage, 7, device)]
+            kept += [str(n) for n in range(20) if await _cursor(storage, 7, f"new {n}")]
+            assert len(kept) == 3
+            assert [await _cursor(storage, 8, device) for device in "abc"] == [2, 1, 3], "another user's"
 
     @pytest.mark.parametrize("device", ["\N{SNOWMAN}", "\0", "a\0b", "\ud800", "x" * 256, "Phone "])
     async def test_a_device_has_any_name(self, device: str) -> None:

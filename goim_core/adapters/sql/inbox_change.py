@@ -121,6 +121,8 @@ class Change:
         """The number of the last message, for each user who gets one."""
         self.cursors: dict[tuple[int, bytes], int] = {}
         """The cursors that move."""
+        self.crowded: list[int] = []
+        """Users with a new cursor, who may have too many of them now."""
         self.surplus: list[tuple[int, int]] = []
         """mid and seq: everything up to there is too much and has to be removed."""
 
@@ -149,6 +151,7 @@ class Change:
             if now.get(where, 0) < ack.seq <= last[ack.mid]:
                 now[where] = self.cursors[where] = ack.seq
             ack.cursor = now.get(where, 0)
+        self.crowded = sorted({mid for mid, device in self.cursors if (mid, device) not in cursors})
 
     def _number(
         self, append: Append, mid: int, last: dict[int, int], known: dict[tuple[int, bytes], int]
