@@ -115,7 +115,7 @@ def together(seen: list[Seen]) -> list[Seen]:
     "case", [pytest.param(each, id=f"{each.id} (RFC 6455 section {each.section})") for each in CASES]
 )
 async def test_case(case: Case) -> None:
-    async with serve(messages=Echo(), options=Options(max_body=1 << 16)) as world:
+    async with serve(messages=Echo(), options=Options(max_body=(1 << 16) - 16)) as world:
         peer = Peer(await plain(world))
         await peer.open()
         assert together(await exchange(peer, case)) == together(case.seen)

@@ -166,7 +166,7 @@ def test_the_message_hook_gives_goims_answer() -> None:
 
 
 def test_open_auth_says_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="goim_core.hooks"):
+    with caplog.at_level(logging.WARNING, logger="goim_core.auth"):
         OpenAuth()
     assert "For development only" in caplog.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -36,6 +37,7 @@ async def at_the_first(
             "clock": clock,
             "random": lambda: 1.0,
             "close_timeout": 0.05,
+            "refresh_nodes": math.inf,
         }
         async with connect(nodes.url, **{**settings, **options}) as client:
             yield client, await first.peer(), second, nodes

@@ -10,6 +10,7 @@ export const CLOSES = {
   1007: "invalid data",
   1009: "too big",
   1011: "internal error",
+  1013: "try again later",
   4001: "auth refused",
   4002: "auth timeout",
   4003: "heartbeat timeout",
