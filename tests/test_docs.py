@@ -142,13 +142,13 @@ def test_files_named_exist() -> None:
 
 
 def test_every_logger_has_its_row() -> None:
-    assert set(re.findall(r"^\| `(goim_core\.\w+)` \|", TEXTS["operations.md"], re.MULTILINE)) == LOGGERS
+    assert set(re.findall(r"^\| `(goim_core\.\w+)` \|", TEXTS["observability.md"], re.MULTILINE)) == LOGGERS
 
 
 def test_every_figure_has_its_row() -> None:
     # The table of metrics is test_metrics.py's.
     rows = set(
-        re.findall(r"^\| `(\w+)` \| (?!gauge|counter|histogram)", TEXTS["operations.md"], re.MULTILINE)
+        re.findall(r"^\| `(\w+)` \| (?!gauge|counter|histogram)", TEXTS["observability.md"], re.MULTILINE)
     )
     assert rows == {field.name for field in attrs.fields(Stats)} | set(OutboxPolicy)
 

@@ -188,7 +188,7 @@ async def test_everything_has_its_name_kind_and_row() -> None:
         assert found == expected
     else:
         assert found.items() <= expected.items()
-    table = TEXTS["operations.md"].partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    table = TEXTS["observability.md"].partition("\n## Metrics\n")[2].partition("\n## ")[0]
     found = dict(row.split("` | ")[:2] for row in table.splitlines() if row.startswith("| `"))
     assert {name[3:]: kind.partition(" | ")[0] for name, kind in found.items()} == rows
 
