@@ -25,6 +25,7 @@ from goim_core.queue import Queue
 from goim_core.registry import Registry
 from goim_core.session import Session
 from goim_core.stats import Stats, read_stats
+from goim_core.steps import Steps, at_once
 from goim_core.trace import Line, Tracer
 from goim_core.weigher import Weigher
 
@@ -73,7 +74,11 @@ class Overview:
 
     def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
         """The rooms ``kind://id`` with the most connections: id and count, largest first."""
-        return self._comet.online_top(kind, limit)
+        return at_once(self.ranking(kind, limit))
+
+    def ranking(self, kind: str, limit: int) -> Steps[list[tuple[str, int]]]:
+        """What :meth:`online_top` answers, in steps."""
+        return self._comet.ranking(kind, limit)
 
     def online_rooms(self, room_ids: Iterable[str]) -> dict[str, int]:
         """How many connections are in each of these rooms."""
