@@ -153,8 +153,8 @@ class Comet:
 
     def push_keys(self, keys: Iterable[str], op: int, packet: Packet) -> Pushing:
         """Send to the channels with these keys that accept ``op``; who leaves meanwhile gets no more."""
-        found = ([self.buckets.get(key) for key in part] for part in _parts(keys))
-        parts = ([channel for channel in part if channel is not None] for part in found)
+        get = self.buckets.get
+        parts = ([c for c in map(get, part) if c is not None] for part in _parts(keys))
         yield from self._spread(parts, packet, lambda part: [c for c in part if op in c.accepts])
 
     def push_inbox(self, keys: Sequence[str], seqs: Sequence[int], op: int, body: bytes) -> Pushing:

@@ -41,7 +41,7 @@ LAYERS = [
     {"session", "options", "clock", "process", "outbox"},
     {"prometheus"},
     {"protocol", "taskgroup", "metrics", "logs", "stage"},
-    {"shards", "steps"},
+    {"shards", "steps", "collector"},
     {"errors", "masked"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}
