@@ -7,7 +7,7 @@ import gc
 __all__ = ["spare"]
 
 FULL = 1_000_000
-"""After how many collections of the middle generation there is a full one: never, in the life of a process."""
+"""After how many collections of the middle generation there is a full one: never, in a process' life."""
 
 
 def spare() -> None:
