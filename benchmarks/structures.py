@@ -165,24 +165,26 @@ class Collections:
     """The garbage collector's pauses."""
 
     def __init__(self) -> None:
-        self.pauses: list[tuple[int, float]] = []
-        self._begun = 0.0
+        self.pauses: list[tuple[int, float, float]] = []
+        self._begun = (0.0, 0.0)
         gc.callbacks.append(self._on)
 
     def _on(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
-            self._begun = time.perf_counter()
+            self._begun = time.perf_counter(), time.thread_time()
         else:
-            self.pauses.append((info["generation"], time.perf_counter() - self._begun))
+            wall, cpu = time.perf_counter() - self._begun[0], time.thread_time() - self._begun[1]
+            self.pauses.append((info["generation"], wall, cpu))
 
     def take(self) -> Figures:
         """Those since the last time."""
         pauses, self.pauses = self.pauses, []
         return {
             "collections": len(pauses),
-            "full": sum(generation == 2 for generation, _ in pauses),
-            "total_ms": sum(seconds for _, seconds in pauses) * 1e3,
-            "longest_ms": max((seconds for _, seconds in pauses), default=0.0) * 1e3,
+            "full": sum(generation == 2 for generation, _, _ in pauses),
+            "total_ms": sum(wall for _, wall, _ in pauses) * 1e3,
+            "longest_ms": max((wall for _, wall, _ in pauses), default=0.0) * 1e3,
+            "longest_cpu_ms": max((cpu for _, _, cpu in pauses), default=0.0) * 1e3,
         }
 
 

@@ -15,7 +15,7 @@ __all__ = ["LOOKS", "Clock", "Deadlines", "SystemClock", "Timed", "Timer"]
 
 SLOT = 10_000
 """How many deadlines are in one set: a large one would hold the event loop for 50 ms when it grows."""
-LOOKS = 100
+LOOKS = 50
 """How many deadlines are looked at in a step: each may be a connection to be closed."""
 
 

@@ -239,11 +239,13 @@ class Comet:
 
     def census(self) -> Steps[Online]:
         """How many are online on this node."""
-        rooms: Shards[str, int] = Shards()
-        for shard, counts in zip(self.rooms.all, rooms.all, strict=True):
-            counts.update((room_id, room.online) for room_id, room in shard.items())
+        counts: Shards[str, int] = Shards()
+        for part in _parts(self._room_ids()):
+            for room_id in part:
+                if (room := self.rooms.of(room_id).get(room_id)) is not None:
+                    counts.of(room_id)[room_id] = room.online
             yield
-        return Online(rooms, len(self.buckets), len(self.addresses))
+        return Online(counts, len(self.buckets), len(self.addresses))
 
     def members(self, room_id: str, offset: int, limit: int) -> list[Session]:
         """Who is in the room, in the order they came: at most ``limit`` after the first ``offset``."""
@@ -254,18 +256,18 @@ class Comet:
         """The rooms ``kind://id`` with the most connections: id and count, largest first."""
         prefix = f"{kind}://"
         best = []
-        for room_ids in chain((list(shard) for shard in self.rooms.all), _parts(self._only_elsewhere())):
-            counts = (
-                (room_id.removeprefix(prefix), self.online(room_id))
-                for room_id in room_ids
-                if room_id.startswith(prefix)
-            )
-            best.append(heapq.nsmallest(limit, counts, key=_by_count))
+        here = _parts(self._room_ids())
+        elsewhere = ([r for r in part if r not in self.rooms] for part in _parts(self.elsewhere.rooms))
+        for part in chain(here, elsewhere):
+            found = [(room_id, self.online(room_id)) for room_id in part if room_id.startswith(prefix)]
+            named = [(room_id.removeprefix(prefix), count) for room_id, count in found if count]
+            best.append(heapq.nsmallest(limit, named, key=_by_count))
             yield
         return list(islice(heapq.merge(*best, key=_by_count), limit))
 
-    def _only_elsewhere(self) -> Iterator[str]:
-        return (room_id for room_id in self.elsewhere.rooms if room_id not in self.rooms)
+    def _room_ids(self) -> Iterator[str]:
+        """The rooms here, while they come and go."""
+        return chain.from_iterable(list(shard) for shard in self.rooms.all)
 
 
 def _is_in(channel: Channel, room: Room[Channel]) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 from attrs import evolve
@@ -104,10 +103,10 @@ class Overview:
         rooms, elsewhere = self._comet.rooms, self._comet.elsewhere.rooms
         if max(len(rooms), len(elsewhere)) > MANY_ROOMS:
             return []
-        counts = {room.id: room.online for room in rooms.values()}
+        counts = {room.id: room.online for shard in rooms.all for room in shard.values()}
         for room_id, online in elsewhere.items():
             counts[room_id] = counts.get(room_id, 0) + online
-        return heapq.nlargest(limit, counts.items(), key=itemgetter(1))
+        return heapq.nsmallest(limit, counts.items(), key=lambda room: (-room[1], room[0]))
 
     # Is it well?
 

@@ -88,7 +88,7 @@ class Room(Generic[M]):
     @property
     def online(self) -> int:
         """How many are in."""
-        return len(self._last) + sum(map(len, self._full))
+        return len(self._last) + (sum(map(len, self._full)) if self._full else 0)
 
     def __bool__(self) -> bool:
         return bool(self._last or self._full)

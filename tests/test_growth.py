@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count, pairwise
 
@@ -149,12 +151,19 @@ def test_numbers_spread_whatever_they_are_multiples_of(stride: int) -> None:
 
 def test_rooms_are_counted_in_steps() -> None:
     comet = Comet()
-    crowd(comet, Well(), 3000, *(f"live://{n}" for n in range(1500)))
+    channels = crowd(comet, Well(), 3000, *(f"live://{n}" for n in range(1500)))
     comet.elsewhere = Online({"live://1": 5, **{f"live://far-{n}": 1 for n in range(2500)}})
-    assert len(list(comet.census())) == SHARDS
+    assert len(list(comet.census())) == -(-1500 // PART)
     found = at_once(comet.census())
     assert (len(found.rooms), found.rooms["live://7"], found.connections) == (1500, 2, 3000)
-    assert len(list(comet.ranking("live", 1))) == SHARDS + -(-2500 // PART)
+    assert len(list(comet.ranking("live", 1))) == -(-1500 // PART) + -(-2501 // PART)
+    emptied = comet.ranking("live", 9000)
+    next(emptied)
+    for channel in channels:
+        comet.remove(channel)
+    assert "live://1" not in comet.rooms
+    assert not [room for room, online in at_once(emptied) if not online]
+    channels = crowd(comet, Well(), 3000, *(f"live://{n}" for n in range(1500)))
     assert at_once(comet.ranking("live", 2)) == [("1", 7), ("0", 2)]
     everything = at_once(comet.ranking("live", 2**63 - 1))
     assert (len(everything), everything[-1]) == (4000, ("far-999", 1))
@@ -305,3 +314,25 @@ def test_a_room_in_segments_is_a_room(segment: int, monkeypatch: pytest.MonkeyPa
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Members, settings=settings(max_examples=60, stateful_step_count=50, deadline=None)
     )
+
+
+# The garbage collector.
+
+
+def test_the_collector_looks_only_at_what_is_new() -> None:
+    code = """
+import gc
+from goim_core import collector
+
+kept = [[] for _ in range(300_000)]
+young, middle, _ = gc.get_threshold()
+collector.spare()
+assert gc.get_freeze_count() > len(kept), gc.get_freeze_count()
+assert gc.get_threshold()[:2] == (young, middle)
+before = gc.get_stats()
+more = [[] for _ in range(1_000_000)]
+after = gc.get_stats()
+assert after[1]["collections"] > before[1]["collections"] + 50
+assert after[2]["collections"] == before[2]["collections"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
