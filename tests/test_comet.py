@@ -269,6 +269,22 @@ def test_who_leaves_during_a_broadcast_gets_no_more_of_it(tiny_slices: None, spe
     assert comet.counters.drops == {}
 
 
+def test_who_leaves_during_a_room_push_gets_no_more_of_it(tiny_slices: None) -> None:
+    comet = Comet()
+    links = [joined(comet, f"a{i}", ROOM if i != 3 else "") for i in range(6)]
+    comet.join(links[3].channel, ROOM)
+    comet.join(links[5].channel, ROOM)  # in it both ways
+    pushing = comet.push_room(ROOM, packet())
+    next(pushing)
+    comet.remove(links[1].channel)
+    comet.change_room(links[2].channel, OTHER)
+    comet.leave(links[3].channel, ROOM)
+    comet.change_room(links[5].channel, OTHER)
+    late = joined(comet, "late", ROOM)
+    run(pushing)
+    assert [len(link.bodies()) for link in (*links, late)] == [1, 0, 0, 0, 1, 1, 0]
+
+
 def test_who_leaves_during_a_key_push_gets_no_more_of_it(tiny_slices: None) -> None:
     comet = Comet()
     links = [joined(comet, f"a{i}", accepts=(1000,)) for i in range(3)]

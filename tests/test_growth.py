@@ -207,6 +207,7 @@ class Entry:
 
 
 def test_very_many_deadlines_in_one_tick_are_kept_in_small_sets_and_small_steps() -> None:
+    assert LOOKS <= 50, "each may close a connection, which takes up to 100 us"
     wheel = Deadlines(ManualClock())
     entries = [Entry(1.0) for _ in range(5 * SLOT // 2)]
     for entry in entries:
@@ -314,6 +315,22 @@ def test_a_room_in_segments_is_a_room(segment: int, monkeypatch: pytest.MonkeyPa
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Members, settings=settings(max_examples=60, stateful_step_count=50, deadline=None)
     )
+
+
+def test_segments_that_become_one_are_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "SEGMENT", 4)
+    room: Room[int] = Room(ROOM)
+    for number in range(13):
+        room.put(number)
+    walk = room.segments()
+    found = [next(walk)]
+    for number in (4, 5, 6, 8, 9, 10):
+        room.remove(number)
+    assert [list(segment) for segment in room._full] == [[0, 1, 2, 3], [7, 11]]
+    found += walk
+    assert sorted(number for segment in found for number in segment if number in {*room.members}) == [
+        *(0, 1, 2, 3, 7, 11, 12)
+    ]
 
 
 # The garbage collector.
