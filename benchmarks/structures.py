@@ -24,7 +24,8 @@ from attrs import define, field
 from goim_core import collector
 from goim_core.channel import Channel
 from goim_core.comet import Comet
-from goim_core.connection import Connection, Edge
+from goim_core.connection import Connection
+from goim_core.edge import Edge
 from goim_core.options import Options
 from goim_core.protocol import Op, encode
 from goim_core.reactor import KernelReactor
@@ -299,7 +300,7 @@ def time_out(crowd: Crowd) -> Figures:
 async def measure(most: int) -> None:
     """Grow level by level, and print what was found."""
     clock, reactor = Clock(), Idle(NoKernel())
-    options = Options(drain=0.01)
+    options = Options(max_connections=2**31 - 1)
     server = Server(auth=_AnyToken(), options=options, clock=clock, reactor=lambda: reactor)
     found: list[dict[str, Any]] = []
     pauses = Collections()
