@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count, pairwise
 
+import anyio
 import pytest
 from attrs import define, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from goim_core import __main__ as command_line
+from goim_core import collector
 from goim_core import comet as comet_module
 from goim_core import room as room_module
 from goim_core.channel import Channel, Counters
@@ -341,15 +345,26 @@ def test_the_collector_looks_only_at_what_is_new() -> None:
 import gc
 from goim_core import collector
 
-kept = [[] for _ in range(300_000)]
+kept = [[] for _ in range(100_000)]
 young, middle, _ = gc.get_threshold()
 collector.spare()
 assert gc.get_freeze_count() > len(kept), gc.get_freeze_count()
 assert gc.get_threshold()[:2] == (young, middle)
 before = gc.get_stats()
-more = [[] for _ in range(1_000_000)]
+more = [[] for _ in range(300_000)]
 after = gc.get_stats()
-assert after[1]["collections"] > before[1]["collections"] + 50
+assert after[1]["collections"] > before[1]["collections"] + 20
 assert after[2]["collections"] == before[2]["collections"]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_the_command_line_spares_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(collector, "spare", lambda: done.append("spared"))
+    monkeypatch.setattr(anyio, "run", lambda *_, **__: done.append("served"))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(command_line, "_raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert command_line.main(["serve", "--auth", "open"]) == 0
+    assert done == ["spared", "served"]
