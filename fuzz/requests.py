@@ -13,6 +13,7 @@ from goim_core.http_api import PushAPI
 from goim_core.http_door import HTTPDoor
 from goim_core.protocol import pushable
 from goim_core.session import check_mid, check_room_id
+from goim_core.steps import Steps
 
 __all__ = ["check", "seeds"]
 
@@ -50,7 +51,8 @@ class Service:
         assert len(body) <= MAX_BODY
         self.heard.append((op, body, where))
 
-    def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
+    def ranking(self, kind: str, limit: int) -> Steps[list[tuple[str, int]]]:
+        yield
         assert kind
         assert limit > 0
         return [("1000", 1)]

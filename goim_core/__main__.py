@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 
+from goim_core import collector
 from goim_core.auth import sign_token
 from goim_core.client import connect_once
 from goim_core.errors import ConfigurationError, GoimError
@@ -137,6 +138,7 @@ def _serve(call: argparse.Namespace) -> int:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # so that MODULE:CLASS finds what lies here
     server = server_of(settings)
     _raise_descriptor_limit()
+    collector.spare()
     reload = Reload(server, settings, partial(settings_of, call))
     serve = partial(serve_until_signal, server, ready=partial(_ready, server), reload=reload)
     anyio.run(serve, backend=backend, backend_options=backend_options)

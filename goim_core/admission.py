@@ -24,6 +24,7 @@ from goim_core.errors import CloseCode, Disconnect
 from goim_core.handshake import HandshakeError
 from goim_core.options import Options
 from goim_core.session import Session
+from goim_core.shards import Tally
 from goim_core.wire import disconnect_frame
 
 __all__ = ["Admission", "Entrant", "Seats", "turn_away"]
@@ -52,7 +53,7 @@ class Admission:
     def __init__(self, counters: Counters, clock: Clock, options: Options) -> None:
         self._counters = counters
         self._clock = clock
-        self._addresses: dict[str | bytes, int] = {}
+        self._addresses: Tally[str | bytes] = Tally()
         # Who got no further for the longest is first. An OrderedDict: taking the first of a dict looks at
         # every place that was emptied before it.
         self._entering: OrderedDict[Entrant, None] = OrderedDict()
@@ -149,8 +150,7 @@ class Admission:
         self._entering[connection] = None
         self._counters.handshakes += 1
         if address:
-            network = _network(address)
-            self._addresses[network] = self._addresses.get(network, 0) + 1
+            self._addresses.add(_network(address))
 
     def went_on(self, connection: Entrant) -> None:
         """It has got further: others give way before it."""
@@ -172,12 +172,7 @@ class Admission:
     def left(self, address: str) -> None:
         """A connection of ``address`` is closed."""
         if address:
-            network = _network(address)
-            rest = self._addresses[network] - 1
-            if rest:
-                self._addresses[network] = rest
-            else:
-                del self._addresses[network]
+            self._addresses.add(_network(address), -1)
 
     # Who it is.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from goim_core.clock import Clock
 from goim_core.comet import Comet
 from goim_core.errors import GoimError
 from goim_core.flow import tried
 from goim_core.registry import Online, Registry
+from goim_core.steps import stepped
 
 __all__ = ["Census"]
 
@@ -33,7 +35,8 @@ class Census:
             return
         fresh = True
         while True:
-            found: object = await tried(lambda: self._registry.report(self._comet.census()))
+            counted = await stepped(self._comet.census())
+            found: object = await tried(partial(self._registry.report, counted))
             if isinstance(found, Online):
                 self._comet.elsewhere = found
             elif fresh:  # said once, until they are again

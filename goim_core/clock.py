@@ -11,7 +11,12 @@ import anyio
 import anyio.lowlevel
 from sortedcontainers import SortedDict
 
-__all__ = ["Clock", "Deadlines", "SystemClock", "Timed", "Timer"]
+__all__ = ["LOOKS", "Clock", "Deadlines", "SystemClock", "Timed", "Timer"]
+
+SLOT = 10_000
+"""How many deadlines are in one set: a large one would hold the event loop for 50 ms when it grows."""
+LOOKS = 50
+"""How many deadlines are looked at in a step: each may be a connection to be closed."""
 
 
 class Clock(Protocol):
@@ -74,7 +79,7 @@ class Timer:
 
 
 class Deadlines:
-    """A coarse wheel: a set of :class:`Timed` for each ``tick`` seconds in which some fall due.
+    """A coarse wheel: sets of :class:`Timed` for each ``tick`` seconds in which some fall due.
 
     A deadline that moves later costs nothing: its entry is looked at when the old time comes, and put
     back. That is what a heartbeat does, so it must be free. One that moves earlier is watched again.
@@ -87,18 +92,20 @@ class Deadlines:
         self.on_tick: Callable[[float], object] = abs
         """Told at each tick how many seconds late it is."""
         self._tick = tick
-        self._slots: SortedDict[int, set[Timed]] = SortedDict()
+        self._slots: SortedDict[int, list[set[Timed]]] = SortedDict()
 
     def watch(self, timed: Timed) -> None:
         """Put ``timed`` in the slot of its :meth:`~Timed.due`, out of the one it is in."""
         if timed.slot is not None:
             timed.slot.discard(timed)
         tick = int(timed.due() // self._tick) + 1
-        slot = self._slots.get(tick)
-        if slot is None:
-            slot = self._slots[tick] = set()
-        slot.add(timed)
-        timed.slot = slot
+        slots = self._slots.get(tick)
+        if slots is None:
+            slots = self._slots[tick] = [set()]
+        elif len(slots[-1]) >= SLOT:
+            slots.append(set())
+        slots[-1].add(timed)
+        timed.slot = slots[-1]
 
     def forget(self, timed: Timed) -> None:
         """Take ``timed`` out, if it is in."""
@@ -106,18 +113,21 @@ class Deadlines:
             timed.slot.discard(timed)
             timed.slot = None
 
-    def expire(self, limit: int = 1000) -> bool:
+    def expire(self, limit: int = LOOKS) -> bool:
         """Call what is due, looking at up to ``limit`` entries; True when some are left to look at."""
         now = self.clock.now()
         while self._slots:
-            tick, slot = self._slots.peekitem(0)
+            tick, slots = self._slots.peekitem(0)
             if tick * self._tick > now:
                 return False
-            while slot:
+            while slots:
+                if not slots[-1]:
+                    slots.pop()
+                    continue
                 if not limit:
                     return True
                 limit -= 1
-                timed = slot.pop()
+                timed = slots[-1].pop()
                 timed.slot = None
                 if timed.due() > now:
                     self.watch(timed)

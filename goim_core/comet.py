@@ -8,10 +8,10 @@ the seconds to wait first, mostly 0.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from time import perf_counter
+from typing import TypeVar
 
 from goim_core.bucket import Buckets
 from goim_core.channel import Channel, Counters, deliver
@@ -22,9 +22,13 @@ from goim_core.protocol import encode
 from goim_core.registry import Online
 from goim_core.room import Room
 from goim_core.session import Session
+from goim_core.shards import Shards, Tally
+from goim_core.steps import Steps
 from goim_core.wire import Packet
 
 __all__ = ["Comet", "Pushing"]
+
+T = TypeVar("T")
 
 Pushing = Iterator[float]
 """A push under way: yields the seconds to wait before it is called again."""
@@ -33,8 +37,12 @@ SLICE = 0.003
 """How many seconds a push sends before it yields: a tenth of the 30 ms in which others are answered."""
 CHUNK = 128
 """How many channels are sent to between two looks at the clock."""
+PART = 1000
+"""How many keys, or rooms, are looked up in a step."""
 PACE = 0.05
 """A broadcast with a speed sends its share this often, in seconds."""
+MAX_SHARE = 8 * CHUNK
+"""The largest share: where the speed asks for more, it is sent more often."""
 
 
 class Comet:
@@ -44,9 +52,10 @@ class Comet:
         self, buckets: int = 32, counters: Counters | None = None, presence: Presence | None = None
     ) -> None:
         self.buckets = Buckets(buckets)
-        self.rooms: dict[str, Room[Channel]] = {}
-        self.addresses: Counter[str] = Counter()
-        self.users: Counter[int] | None = None
+        self.rooms: Shards[str, Room[Channel]] = Shards()
+        self.addresses: Tally[str] = Tally()
+        """How many connections each address has."""
+        self.users: Tally[int] | None = None
         """Connections by user, where the registry does not know them at once."""
         self.counters = Counters() if counters is None else counters
         self.presence = Presence(Deadlines(SystemClock())) if presence is None else presence
@@ -62,9 +71,9 @@ class Comet:
         replaced = self.buckets.of(session.key).put(channel)
         if replaced is not None:
             self._leave(replaced)
-        self.addresses[channel.address] += 1
+        self.addresses.add(channel.address)
         if self.users is not None:
-            self.users[session.mid] += 1
+            self.users.add(session.mid)
         channel.accepts = session.accepts
         self.change_room(channel, session.room_id)
         return replaced
@@ -87,20 +96,15 @@ class Comet:
         self._departures += 1
         # A push under way passes it by: it may have been told goodbye.
         channel.accepts = frozenset()
-        self.addresses[channel.address] -= 1
-        if not self.addresses[channel.address]:
-            del self.addresses[channel.address]
+        self.addresses.add(channel.address, -1)
         if self.users is not None:
-            mid = channel.session.mid
-            self.users[mid] -= 1
-            if not self.users[mid]:
-                del self.users[mid]
+            self.users.add(channel.session.mid, -1)
 
     def others(self, session: Session) -> int:
         """How many connections of its user are in :attr:`users`, but for one with its own key."""
         same = self.buckets.get(session.key)
         own = same is not None and same.session.mid == session.mid
-        return (self.users[session.mid] if self.users is not None else 0) - own
+        return (self.users.get(session.mid, 0) if self.users is not None else 0) - own
 
     def accept(self, channel: Channel, ops: frozenset[int]) -> None:
         """From now on ``channel`` wants these operations."""
@@ -129,28 +133,29 @@ class Comet:
         self._out(channel, left)
 
     def _in(self, channel: Channel, room_id: str) -> Room[Channel]:
-        room = self.rooms.get(room_id)
+        rooms = self.rooms.of(room_id)
+        room = rooms.get(room_id)
         if room is None:
-            room = self.rooms[room_id] = Room(room_id)
-        if channel not in room.members:
+            room = rooms[room_id] = Room(room_id)
+        if not _is_in(channel, room):
             room.put(channel)
             self.presence.entered(room, channel)
         return room
 
     def _out(self, channel: Channel, room: Room[Channel]) -> None:
-        if channel.room is room or room.id in (channel.joined or ()):
+        if _is_in(channel, room):
             return  # by another way it is in still
         self._departures += 1
         room.remove(channel)
         self.presence.left(room, channel)
-        if not room.members:
-            del self.rooms[room.id]
+        if not room:
+            del self.rooms.of(room.id)[room.id]
 
     def push_keys(self, keys: Iterable[str], op: int, packet: Packet) -> Pushing:
         """Send to the channels with these keys that accept ``op``; who leaves meanwhile gets no more."""
-        found = (self.buckets.get(key) for key in keys)
-        channels = [c for c in found if c is not None and op in c.accepts]
-        yield from self._spread(channels, packet, lambda c: op in c.accepts)
+        get = self.buckets.get
+        parts = ([c for c in map(get, part) if c is not None] for part in _parts(keys))
+        yield from self._spread(parts, packet, lambda part: [c for c in part if op in c.accepts])
 
     def push_inbox(self, keys: Sequence[str], seqs: Sequence[int], op: int, body: bytes) -> Pushing:
         """Send a message to users: to each key with its number in that user's inbox, or 0 for none."""
@@ -177,40 +182,49 @@ class Comet:
 
     def push_room(self, room_id: str, packet: Packet) -> Pushing:
         """Send to all in the room; who leaves while it is under way gets no more of it."""
-        room = self.rooms.get(room_id)
+        room = self.rooms.of(room_id).get(room_id)
         if room is not None:
-            members = room.members
-            yield from self._spread(list(members), packet, lambda c: c in members)
+            departures = self._departures
+
+            def still_in(part: Sequence[Channel]) -> Sequence[Channel]:
+                return part if self._departures == departures else [c for c in part if _is_in(c, room)]
+
+            yield from self._spread(room.segments(), packet, still_in)
 
     def push_all(self, op: int, packet: Packet, speed: int = 0) -> Pushing:
         """Send to all that accept ``op``, ``speed`` connections a second, or at once where that is 0."""
-        for bucket in self.buckets.all:
-            channels = [c for c in bucket.channels.values() if op in c.accepts]
-            if speed:
-                yield from self._paced(channels, packet, op, speed)
-            else:
-                yield from self._spread(channels, packet, lambda c: op in c.accepts)
+        buckets = (list(bucket.channels.values()) for bucket in self.buckets.all)
+        wanting: Callable[[Sequence[Channel]], Sequence[Channel]] = lambda part: [  # noqa: E731
+            c for c in part if op in c.accepts
+        ]
+        if speed:
+            for channels in buckets:
+                yield from self._paced(wanting(channels), packet, op, speed)
+        else:
+            yield from self._spread(buckets, packet, wanting)
 
     def _paced(self, channels: Sequence[Channel], packet: Packet, op: int, speed: int) -> Pushing:
-        share = max(1, int(speed * PACE))
+        share = max(1, min(int(speed * PACE), MAX_SHARE))
         for start in range(0, len(channels), share):
             part = [c for c in channels[start : start + share] if op in c.accepts]
             self._deliver(part, packet)
             yield len(part) / speed
 
     def _spread(
-        self, channels: Sequence[Channel], packet: Packet, stays: Callable[[Channel], bool]
+        self,
+        parts: Iterable[Sequence[Channel]],
+        packet: Packet,
+        wanted: Callable[[Sequence[Channel]], Sequence[Channel]],
     ) -> Pushing:
-        departures = self._departures
-        until = perf_counter() + SLICE
-        for start in range(0, len(channels), CHUNK):
-            if start and perf_counter() >= until:
-                yield 0.0
-                until = perf_counter() + SLICE
-            part = channels[start : start + CHUNK]
-            if self._departures != departures:
-                part = [c for c in part if stays(c)]
-            self._deliver(part, packet)
+        """Send to those of each of ``parts`` that are ``wanted`` when it is their turn."""
+        until = 0.0
+        for part in parts:
+            for start in range(0, len(part), CHUNK):
+                if until and perf_counter() >= until:
+                    yield 0.0
+                    until = 0.0
+                until = until or perf_counter() + SLICE
+                self._deliver(wanted(part[start : start + CHUNK]), packet)
 
     def _deliver(self, channels: Sequence[Channel], packet: Packet) -> None:
         dropped = self.counters.drops.total()
@@ -220,28 +234,53 @@ class Comet:
 
     def online(self, room_id: str) -> int:
         """How many connections are in the room, on all nodes."""
-        room = self.rooms.get(room_id)
-        return (len(room.members) if room is not None else 0) + self.elsewhere.rooms.get(room_id, 0)
+        room = self.rooms.of(room_id).get(room_id)
+        return (room.online if room is not None else 0) + self.elsewhere.rooms.get(room_id, 0)
 
-    def census(self) -> Online:
+    def census(self) -> Steps[Online]:
         """How many are online on this node."""
-        rooms = {room.id: room.online for room in self.rooms.values()}
-        return Online(rooms, len(self.buckets), len(self.addresses))
+        counts: Shards[str, int] = Shards()
+        for part in _parts(self._room_ids()):
+            for room_id in part:
+                if (room := self.rooms.of(room_id).get(room_id)) is not None:
+                    counts.of(room_id)[room_id] = room.online
+            yield
+        return Online(counts, len(self.buckets), len(self.addresses))
 
     def members(self, room_id: str, offset: int, limit: int) -> list[Session]:
         """Who is in the room, in the order they came: at most ``limit`` after the first ``offset``."""
-        room = self.rooms.get(room_id)
-        members = () if room is None else islice(room.members, offset, offset + limit)
-        return [channel.session for channel in members]
+        room = self.rooms.of(room_id).get(room_id)
+        return [channel.session for channel in (() if room is None else room.page(offset, limit))]
 
-    def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
+    def ranking(self, kind: str, limit: int) -> Steps[list[tuple[str, int]]]:
         """The rooms ``kind://id`` with the most connections: id and count, largest first."""
         prefix = f"{kind}://"
-        ids = {*self.rooms, *self.elsewhere.rooms}
-        counts = (
-            (room_id.removeprefix(prefix), self.online(room_id))
-            for room_id in ids
-            if room_id.startswith(prefix)
-        )
-        by_count: Callable[[tuple[str, int]], tuple[int, str]] = lambda room: (-room[1], room[0])  # noqa: E731
-        return heapq.nsmallest(limit, counts, key=by_count)
+        best = []
+        here = _parts(self._room_ids())
+        elsewhere = ([r for r in part if r not in self.rooms] for part in _parts(self.elsewhere.rooms))
+        for part in chain(here, elsewhere):
+            found = [(room_id, self.online(room_id)) for room_id in part if room_id.startswith(prefix)]
+            named = [(room_id.removeprefix(prefix), count) for room_id, count in found if count]
+            best.append(heapq.nsmallest(limit, named, key=_by_count))
+            yield
+        return list(islice(heapq.merge(*best, key=_by_count), limit))
+
+    def _room_ids(self) -> Iterator[str]:
+        """The rooms here, while they come and go."""
+        return chain.from_iterable(list(shard) for shard in self.rooms.all)
+
+
+def _is_in(channel: Channel, room: Room[Channel]) -> bool:
+    # The room would have to look through its segments.
+    joined = channel.joined
+    return channel.room is room or (joined is not None and joined.get(room.id) is room)
+
+
+def _parts(all_: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(all_)
+    while part := list(islice(rest, PART)):
+        yield part
+
+
+def _by_count(room: tuple[str, int]) -> tuple[int, str]:
+    return -room[1], room[0]

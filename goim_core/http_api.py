@@ -19,6 +19,7 @@ from goim_core.http_answers import BadRequest, answered, first, integer, require
 from goim_core.http_message import Request, Routes
 from goim_core.protocol import INT32_MAX, pushable
 from goim_core.session import check_room_id
+from goim_core.steps import Steps, stepped
 from goim_core.storage import MAX_IDEMPOTENCY_KEY
 
 __all__ = ["PushAPI", "Service"]
@@ -43,7 +44,7 @@ class Service(Protocol):
     async def push_all(self, op: int, body: bytes, *, speed: int = 0) -> None:
         """Push to every connection that accepts ``op``, at ``speed`` connections a second (0: at once)."""
 
-    def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
+    def ranking(self, kind: str, limit: int) -> Steps[list[tuple[str, int]]]:
         """At most ``limit`` rooms of a type, by name without ``type://``, and their counts; largest first."""
 
     def online_rooms(self, room_ids: Iterable[str]) -> dict[str, int]:
@@ -111,11 +112,12 @@ class PushAPI:
         speed = integer("speed", first(request, "speed") or "0", expected, 0, INT32_MAX)
         return self.server.push_all(op, request.body, speed=speed)
 
-    def _online_top(self, request: Request) -> list[dict[str, Any]]:
+    async def _online_top(self, request: Request) -> list[dict[str, Any]]:
         kind = required(request, "type", "a room type")
         expected = "how many rooms, 1 or more"
         limit = integer("limit", required(request, "limit", expected), expected, 1, _INT64_MAX)
-        return [{"room_id": name, "count": count} for name, count in self.server.online_top(kind, limit)]
+        ranking = await stepped(self.server.ranking(kind, limit))
+        return [{"room_id": name, "count": count} for name, count in ranking]
 
     def _online_room(self, request: Request) -> dict[str, int]:
         kind = required(request, "type", "a room type")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 from attrs import evolve
@@ -25,6 +24,7 @@ from goim_core.queue import Queue
 from goim_core.registry import Registry
 from goim_core.session import Session
 from goim_core.stats import Stats, read_stats
+from goim_core.steps import Steps, at_once
 from goim_core.trace import Line, Tracer
 from goim_core.weigher import Weigher
 
@@ -73,7 +73,11 @@ class Overview:
 
     def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
         """The rooms ``kind://id`` with the most connections: id and count, largest first."""
-        return self._comet.online_top(kind, limit)
+        return at_once(self.ranking(kind, limit))
+
+    def ranking(self, kind: str, limit: int) -> Steps[list[tuple[str, int]]]:
+        """What :meth:`online_top` answers, in steps."""
+        return self._comet.ranking(kind, limit)
 
     def online_rooms(self, room_ids: Iterable[str]) -> dict[str, int]:
         """How many connections are in each of these rooms."""
@@ -99,10 +103,10 @@ class Overview:
         rooms, elsewhere = self._comet.rooms, self._comet.elsewhere.rooms
         if max(len(rooms), len(elsewhere)) > MANY_ROOMS:
             return []
-        counts = {room.id: room.online for room in rooms.values()}
+        counts = {room.id: room.online for shard in rooms.all for room in shard.values()}
         for room_id, online in elsewhere.items():
             counts[room_id] = counts.get(room_id, 0) + online
-        return heapq.nlargest(limit, counts.items(), key=itemgetter(1))
+        return heapq.nsmallest(limit, counts.items(), key=lambda room: (-room[1], room[0]))
 
     # Is it well?
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections import Counter
 from collections.abc import Callable
 
 import anyio
@@ -38,6 +37,7 @@ from goim_core.queue import Queue
 from goim_core.reactor import Reactor
 from goim_core.registry import Registry
 from goim_core.session import Session
+from goim_core.shards import Tally
 from goim_core.stopping import Stopping
 from goim_core.tls import TLSSocket
 from goim_core.trace import Tracer
@@ -86,7 +86,7 @@ class Pipeline:
         options, deadlines, reactor = self.options, self.deadlines, self.new_reactor()
         self.registry.on_replaced = self._replaced
         if type(self.registry).held is Registry.held:
-            self.comet.users = Counter()
+            self.comet.users = Tally()
         # Shielded: when the program around is cancelled, stopping still needs all of this to go on.
         with anyio.CancelScope(shield=True) as self._scope:
             async with anyio.create_task_group() as self._tasks:

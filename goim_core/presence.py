@@ -24,6 +24,8 @@ __all__ = ["Presence"]
 
 MAX_WATCHERS = 1000
 """How many connections may watch one room: each event goes to all of them in one step."""
+MAX_WATCHED = 50_000
+"""How many connections a room may have when the first asks to watch it: they are counted in one step."""
 MAX_NAMES = 500
 """How many users one event names; where more came or went, it is several events."""
 WAIT = 1.0
@@ -72,6 +74,10 @@ class Presence:
         """
         watch = self._watches.get(room.id)
         if watch is None:
+            if room.online > MAX_WATCHED:
+                raise Refused(
+                    f"a room of more than {MAX_WATCHED} connections is not watched", ErrorCode.TOO_MANY
+                )
             watch = self._watches[room.id] = _Watch(room)
             watch.connections.update(member.session.mid for member in room.members)
         if len(watch.watchers) >= MAX_WATCHERS and channel not in watch.watchers:
@@ -85,7 +91,7 @@ class Presence:
         watch = self._watches.get(room.id)
         if watch is not None:
             watch.watchers.pop(channel, None)
-            if not room.members:
+            if not room:
                 del self._watches[room.id]
             elif not watch.watchers:
                 # Not forgotten at once: counting the room anew for who asks again and again would take long.

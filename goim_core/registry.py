@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import field, frozen
 
 from goim_core.session import MaybeAwaitable, Session
+from goim_core.shards import Shards
 
 __all__ = ["MemoryRegistry", "Online", "Registry", "Routes"]
 
@@ -98,37 +99,41 @@ class MemoryRegistry(Registry):
     """The routes of the servers in this process."""
 
     def __init__(self) -> None:
-        self._by_key: dict[str, Session] = {}
+        self._by_key: Shards[str, Session] = Shards()
         # Most users have one connection: it is kept bare, and a tuple only where there are more.
-        self._by_mid: dict[int, Session | tuple[Session, ...]] = {}
+        self._by_mid: Shards[int, Session | tuple[Session, ...]] = Shards()
 
     def __len__(self) -> int:
         return len(self._by_key)
 
     def add(self, session: Session) -> None:
         """See :meth:`Registry.add`."""
-        replaced = self._by_key.get(session.key)
+        by_key = self._by_key.of(session.key)
+        replaced = by_key.get(session.key)
         if replaced is not None:
             self.remove(replaced)
-        self._by_key[session.key] = session
+        by_key[session.key] = session
         others = self._of(session.mid)
-        self._by_mid[session.mid] = (*others, session) if others else session
+        self._by_mid.of(session.mid)[session.mid] = (*others, session) if others else session
 
     def remove(self, session: Session) -> bool:
         """See :meth:`Registry.remove`."""
-        if self._by_key.get(session.key) is not session:
+        by_key = self._by_key.of(session.key)
+        if by_key.get(session.key) is not session:
             return False
-        del self._by_key[session.key]
+        del by_key[session.key]
+        by_mid = self._by_mid.of(session.mid)
         rest = tuple(other for other in self._of(session.mid) if other is not session)
         if rest:
-            self._by_mid[session.mid] = rest if len(rest) > 1 else rest[0]
+            by_mid[session.mid] = rest if len(rest) > 1 else rest[0]
         else:
-            del self._by_mid[session.mid]
+            del by_mid[session.mid]
         return True
 
     def keys(self, keys: Iterable[str]) -> Routes:
         """See :meth:`Registry.keys`."""
-        return _by_server(self._by_key[key] for key in dict.fromkeys(keys) if key in self._by_key)
+        found = (self._by_key.of(key).get(key) for key in dict.fromkeys(keys))
+        return _by_server(session for session in found if session is not None)
 
     def mids(self, mids: Iterable[int]) -> list[Session]:
         """See :meth:`Registry.mids`."""
@@ -139,7 +144,7 @@ class MemoryRegistry(Registry):
         return sum(session.server == server for session in self._of(mid))
 
     def _of(self, mid: int) -> tuple[Session, ...]:
-        found = self._by_mid.get(mid, ())
+        found = self._by_mid.of(mid).get(mid, ())
         return found if isinstance(found, tuple) else (found,)
 
 

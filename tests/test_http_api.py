@@ -15,6 +15,7 @@ from goim_core.errors import ConfigurationError, QueueFull, ServerStopped
 from goim_core.http_api import PushAPI
 from goim_core.http_door import HTTPDoor
 from goim_core.protocol import pushable
+from goim_core.steps import Steps
 from tests.test_http_door import Peer, connected, tcp_pair
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +51,8 @@ class Recorder:
     async def push_all(self, op: int, body: bytes, *, speed: int = 0) -> None:
         await self._take("all", op, body, speed)
 
-    def online_top(self, kind: str, limit: int) -> list[tuple[str, int]]:
+    def ranking(self, kind: str, limit: int) -> Steps[list[tuple[str, int]]]:
+        yield
         self.calls.append(("top", kind, limit))
         found = [(room.partition("://")[2], n) for room, n in self.rooms.items() if room.startswith(kind)]
         return sorted(found, key=lambda item: -item[1])[:limit]

@@ -41,6 +41,7 @@ LAYERS = [
     {"session", "options", "clock", "process", "outbox"},
     {"prometheus"},
     {"protocol", "taskgroup", "metrics", "logs", "stage"},
+    {"shards", "steps", "collector"},
     {"errors", "masked"},
 ]
 LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in modules}
@@ -49,7 +50,7 @@ SYNC = {
     "admission", "bucket", "budget", "channel", "comet", "connection", "conversation", "doors", "edge", "errors",
     "guard", "handshake", "http_message", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations",
     "options", "outbox", "outgoing", "overview", "poller", "presence", "pressure", "process", "prometheus",
-    "protocol", "room", "scrape", "session", "stage", "stats", "tls", "trace", "websocket", "weigher", "wire",
+    "protocol", "room", "scrape", "session", "shards", "stage", "stats", "tls", "trace", "websocket", "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
 

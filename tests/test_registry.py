@@ -28,4 +28,4 @@ class TestMemoryRegistry(RegistryContract):
         for each in sessions:
             registry.remove(each)
         assert len(registry) == 0
-        assert registry._by_mid == {}
+        assert not registry._by_mid

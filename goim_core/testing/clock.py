@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from goim_core.clock import Clock, Deadlines, Timed
+from goim_core.clock import LOOKS, Clock, Deadlines, Timed
 
 __all__ = ["ManualClock", "ManualDeadlines"]
 
@@ -160,7 +160,7 @@ class ManualDeadlines(Deadlines):
         """When the first is due, on the clock's ``now``; infinity when there is none."""
         return min((timed.due() for timed in self._watched), default=inf)
 
-    def expire(self, limit: int = 1000) -> bool:
+    def expire(self, limit: int = LOOKS) -> bool:
         """Call what is due. False: nothing is left, whatever ``limit`` says."""
         now = self.clock.now()
         late = [(timed.due(), timed) for timed in self._watched]
