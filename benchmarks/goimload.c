@@ -18,6 +18,9 @@
  *   --nap US                               while collecting, read every US microseconds instead of at once, so that
  *                                          what a send costs does not hang on how soon the receiver is back asleep
  *   --probe MS                             meanwhile the heartbeats of one more connection, which is in no room
+ *   --numbered 1                           bodies begin with a number, from 0 without a gap, and the time at which the push
+ *                                          was due (8 bytes each): says what is missing, out of order, when it came, and how
+ *                                          many came within --collect seconds of the first
  *
  * Exit status: 0 all went well; 1 a connection was not made, was lost, a push failed, or deliveries went on coming
  * for 30 seconds after the last push ("late"); 2 not started.
@@ -40,7 +43,7 @@
 #include <unistd.h>
 
 enum { HEADER = 16, OP_HEARTBEAT = 2, OP_HEARTBEAT_REPLY = 3, OP_AUTH = 7, OP_AUTH_REPLY = 8, OP_RAW = 9, OP_PUSH = 1000 };
-enum { EVENTS = 1024, REPLY_SECONDS = 30, MAX_PUSHERS = 64, MAX_LATENCIES = 8 << 20, MAX_PROBES = 1 << 16 };
+enum { EVENTS = 1024, REPLY_SECONDS = 30, MAX_PUSHERS = 64, FINE = 6 };
 enum state { CONNECTING, UPGRADING, AUTHING, LIVE, DEAD };
 
 struct conn {
@@ -50,10 +53,12 @@ struct conn {
 	bool beating;       /* its heartbeat is not answered yet */
 	uint32_t have, cap; /* bytes of a frame whose rest is still to come */
 	uint8_t *buf;
+	uint64_t next; /* the number of the push that is to come */
 };
+/* Counted by microseconds: one by one below 1 << FINE, above in steps of 1.6 %. */
 struct latencies {
-	uint32_t *us;
-	size_t n, cap;
+	uint64_t count[(32 - FINE + 1) << FINE], n;
+	uint32_t max;
 };
 struct usage {
 	double wall, cpu, own_cpu;
@@ -61,15 +66,15 @@ struct usage {
 
 static struct {
 	const char *proto;
-	int port, conns, window, pid, beat_window, push, pushers, nap, probe;
+	int port, conns, window, pid, beat_window, push, pushers, nap, probe, numbered;
 	double beat, collect, rate;
 } opt = {.proto = "tcp", .conns = 100, .window = 512, .beat_window = 512, .pushers = 1};
 
 static bool ws, sio, beating, timing;
 static struct conn *conns;
 static int ep, live, dead, unanswered, late;
-static uint64_t deliveries, beats;
-static double last_delivery;
+static uint64_t deliveries, beats, in_time, missing, disorder, arrived;
+static double first_delivery, last_delivery;
 static struct latencies push_lat, probe_lat;
 static atomic_bool stopping;
 static atomic_int threads, push_errors, probe_errors;
@@ -142,6 +147,7 @@ static void put32(uint8_t *b, uint32_t v) {
 }
 
 static uint32_t get32(const uint8_t *b) { return (uint32_t)b[0] << 24 | (uint32_t)b[1] << 16 | (uint32_t)b[2] << 8 | b[3]; }
+static uint64_t get64(const uint8_t *b) { return (uint64_t)get32(b) << 32 | get32(b + 4); }
 static uint32_t get16(const uint8_t *b) { return (uint32_t)b[0] << 8 | b[1]; }
 
 static uint32_t some_number(void) {
@@ -251,16 +257,34 @@ static void beat_next(void) {
 }
 
 static void add_latency(struct latencies *l, uint64_t ns) {
-	if (l->n < l->cap) l->us[l->n++] = (uint32_t)(ns / 1000);
+	uint32_t us = ns / 1000 > UINT32_MAX ? UINT32_MAX : (uint32_t)(ns / 1000);
+	int shift = us >> FINE ? 31 - __builtin_clz(us) - FINE : 0;
+	l->count[(shift << FINE) + (us >> shift)]++;
+	l->n++;
+	if (us > l->max) l->max = us;
 }
 
-static void on_push(const uint8_t *body, size_t n) {
+/* What is in the body's first 16 bytes: see --numbered. */
+static void on_numbered(struct conn *c, const uint8_t *body, size_t n) {
+	if (n < 16) return drop(c);
+	uint64_t number = get64(body);
+	if (number < c->next) {
+		disorder++;
+	} else {
+		missing += number - c->next;
+		c->next = number + 1;
+	}
+	add_latency(&push_lat, arrived - get64(body + 8));
+}
+
+static void on_push(struct conn *c, const uint8_t *body, size_t n) {
 	deliveries++;
+	if (opt.numbered) return on_numbered(c, body, n);
 	const uint8_t *t = timing ? memmem(body, n, "\"ts\":", 5) : NULL;
 	uint64_t sent = 0;
 	if (!t) return;
 	for (t += 5; t < body + n && *t >= '0' && *t <= '9'; t++) sent = sent * 10 + (*t - '0');
-	add_latency(&push_lat, now_ns(CLOCK_REALTIME) - sent);
+	add_latency(&push_lat, arrived - sent);
 }
 
 static void come_in(struct conn *c) {
@@ -270,7 +294,7 @@ static void come_in(struct conn *c) {
 
 static void on_frame(struct conn *c, uint32_t op, const uint8_t *body, size_t n) {
 	if (op >= OP_PUSH) {
-		on_push(body, n);
+		on_push(c, body, n);
 	} else if (op == OP_AUTH_REPLY && c->state == AUTHING) {
 		come_in(c);
 	} else if (op == OP_HEARTBEAT_REPLY && c->beating) {
@@ -298,7 +322,7 @@ static ssize_t take_frames(struct conn *c, const uint8_t *b, size_t n) {
 /* One packet of Engine.IO 4, with one of Socket.IO 5 in it; says whether it was expected. */
 static bool on_packet(struct conn *c, const uint8_t *b, size_t n) {
 	uint8_t out[16];
-	if (n > 1 && b[0] == '4' && b[1] == '2') on_push(b, n);
+	if (n > 1 && b[0] == '4' && b[1] == '2') on_push(c, b, n);
 	else if (n > 1 && b[0] == '4' && b[1] == '0' && c->state == AUTHING) come_in(c);
 	else if (n && b[0] == '0' && c->state == UPGRADING) authenticate(c);
 	else if (n == 1 && b[0] == '2') put(c, out, mask(out, 0x81, (const uint8_t *)"3", 1));
@@ -345,6 +369,7 @@ static void on_readable(struct conn *c) {
 	if (have) memcpy(scratch, c->buf, have);
 	ssize_t n = recv(c->fd, scratch + have, sizeof scratch - have, 0);
 	if (n < 0 && errno == EAGAIN) return;
+	arrived = timing ? now_ns(CLOCK_REALTIME) : 0;
 	ssize_t used = n <= 0 ? -1 : take(c, scratch, have + (size_t)n);
 	if (c->state == DEAD) return;
 	if (used < 0) return drop(c);
@@ -453,7 +478,7 @@ static int open_probe(void) {
 static void *prober(void *arg) {
 	int fd = open_probe();
 	uint8_t out[64];
-	while (!stopping && probe_lat.n < probe_lat.cap) {
+	while (!stopping) {
 		sleep_until(seconds() + opt.probe / 1e3 * (0.5 + some_number() % 1024 / 1024.0));
 		size_t n = encode(out, OP_HEARTBEAT, 2, "", 0);
 		uint64_t sent = now_ns(CLOCK_MONOTONIC);
@@ -477,19 +502,19 @@ static void start(void *(*body)(void *), intptr_t arg) {
 
 /* ---- phases ---- */
 
-static int ascending(const void *a, const void *b) {
-	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-	return (x > y) - (x < y);
-}
-
+/* The lower edge of the step that the percentile falls into. */
 static double percentile_ms(const struct latencies *l, double p) {
-	return l->n ? l->us[(size_t)((double)(l->n - 1) * p)] / 1e3 : 0;
+	uint64_t rank = l->n ? (uint64_t)((double)(l->n - 1) * p) : 0, seen = 0;
+	for (uint32_t i = 0; i < sizeof l->count / sizeof *l->count; i++) {
+		uint32_t shift = i >> FINE ? (i >> FINE) - 1 : 0;
+		if ((seen += l->count[i]) > rank) return (double)((uint64_t)(i - (shift << FINE)) << shift) / 1e3;
+	}
+	return 0;
 }
 
-static void print_latencies(const char *name, struct latencies *l) {
-	qsort(l->us, l->n, sizeof *l->us, ascending);
-	printf(",\"%s\":{\"count\":%zu,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f}", name, l->n, percentile_ms(l, .5),
-		percentile_ms(l, .99), percentile_ms(l, 1));
+static void print_latencies(const char *name, const struct latencies *l) {
+	printf(",\"%s\":{\"count\":%lu,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f}", name,
+		(unsigned long)l->n, percentile_ms(l, .5), percentile_ms(l, .99), l->max / 1e3);
 }
 
 static void connect_all(void) {
@@ -520,12 +545,15 @@ static void gather(int ms) {
 	/* After a nap every connection gets its turn: the kernel goes round, so this many turns reach them all. */
 	for (int left = opt.conns / EVENTS; turn(opt.nap ? 0 : ms) && left > 0; left--) {
 	}
-	if (deliveries != seen) last_delivery = seconds();
+	if (deliveries == seen) return;
+	last_delivery = seconds();
+	if (!seen) first_delivery = last_delivery;
+	if (last_delivery - first_delivery <= opt.collect) in_time = deliveries;
 }
 
 /* Until every push has reached every connection, or nothing has come for a while. */
 static void drain(void) {
-	double patience = opt.push ? 2 : 0.4, start = seconds(), limit = start + REPLY_SECONDS;
+	double patience = opt.push || opt.numbered ? 2 : 0.4, start = seconds(), limit = start + REPLY_SECONDS;
 	if (last_delivery < start) last_delivery = start; /* patience begins now */
 	while (seconds() - last_delivery < patience) {
 		if (opt.push && deliveries >= (uint64_t)pushed * (uint64_t)opt.conns) return;
@@ -540,7 +568,7 @@ static void drain(void) {
 static void collect(void) {
 	struct usage u = usage();
 	last_delivery = u.wall;
-	timing = opt.rate > 0;
+	timing = opt.rate > 0 || opt.numbered;
 	for (int i = 0; opt.push && i < opt.pushers; i++) start(pusher, i);
 	if (opt.probe) start(prober, 0);
 	while (seconds() - u.wall < opt.collect) gather(20);
@@ -551,6 +579,9 @@ static void collect(void) {
 	printf(",\"collect\":{\"seconds\":%.3f,\"cpu_s\":%.6f,\"client_cpu_s\":%.3f,\"deliveries\":%lu",
 		last_delivery - u.wall, v.cpu - u.cpu, v.own_cpu - u.own_cpu, (unsigned long)deliveries);
 	if (opt.push) printf(",\"pushed\":%ld,\"lost\":%ld", (long)pushed, (long)pushed * opt.conns - (long)deliveries);
+	if (opt.numbered)
+		printf(",\"missing\":%lu,\"disorder\":%lu,\"in_time\":%lu", (unsigned long)missing, (unsigned long)disorder,
+			(unsigned long)in_time);
 	printf("}");
 	if (timing) print_latencies("latency", &push_lat);
 	if (opt.probe) print_latencies("probe", &probe_lat);
@@ -560,7 +591,7 @@ static void parse(int argc, char **argv) {
 	struct { const char *name; int *i; double *d; } known[] = {
 		{"--port", &opt.port, NULL}, {"--conns", &opt.conns, NULL}, {"--window", &opt.window, NULL}, {"--pid", &opt.pid, NULL},
 		{"--beat-window", &opt.beat_window, NULL}, {"--push", &opt.push, NULL}, {"--pushers", &opt.pushers, NULL},
-		{"--nap", &opt.nap, NULL}, {"--probe", &opt.probe, NULL}, {"--beat", NULL, &opt.beat},
+		{"--nap", &opt.nap, NULL}, {"--probe", &opt.probe, NULL}, {"--numbered", &opt.numbered, NULL}, {"--beat", NULL, &opt.beat},
 		{"--collect", NULL, &opt.collect}, {"--rate", NULL, &opt.rate}};
 	for (int i = 1; i < argc; i += 2) {
 		size_t k = 0, count = sizeof known / sizeof *known;
@@ -585,10 +616,8 @@ static void parse(int argc, char **argv) {
 int main(int argc, char **argv) {
 	parse(argc, argv);
 	conns = calloc((size_t)opt.conns, sizeof *conns);
-	push_lat = (struct latencies){.us = malloc(MAX_LATENCIES * sizeof(uint32_t)), .cap = MAX_LATENCIES};
-	probe_lat = (struct latencies){.us = malloc(MAX_PROBES * sizeof(uint32_t)), .cap = MAX_PROBES};
 	ep = epoll_create1(0);
-	if (!conns || !push_lat.us || !probe_lat.us || ep < 0) fail("goimload");
+	if (!conns || ep < 0) fail("goimload");
 	printf("{\"proto\":\"%s\",\"conns\":%d", opt.proto, opt.conns);
 	connect_all();
 	bool ok = live == opt.conns;

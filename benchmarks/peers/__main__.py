@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from benchmarks.run import (
+from benchmarks.harness import (
     FEW,
     HERE,
     NAP_US,
