@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from goim_core.errors import QueueFull
+from goim_core.queue import MemoryQueue
 from goim_core.server import Server
 
 __all__ = ["ROOM", "burst", "flood", "offer"]
@@ -39,12 +40,12 @@ async def full_room(server: Server, conns: int) -> None:
     await anyio.sleep(SETTLE)
 
 
-async def flood(server: Server, seconds: float, ahead: int) -> int:
+async def flood(server: Server, queue: MemoryQueue, seconds: float, ahead: int) -> int:
     """Push without a pause: always some wait, at most ``ahead``, so that ending takes no time. How many."""
     number = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if server.stats().pending < ahead:
+        if queue.pending < ahead:
             await server.push_room(ROOM, OP, body(number, time.time_ns()))
             number += 1
         else:
@@ -60,7 +61,7 @@ async def burst(server: Server, count: int) -> int:
     return count
 
 
-async def offer(server: Server, seconds: float, rate: float) -> dict[str, Any]:
+async def offer(server: Server, queue: MemoryQueue, seconds: float, rate: float) -> dict[str, Any]:
     """Push ``rate`` a second, each when it is due whatever became of those before.
 
     What the queue has no place for is refused. Returns how many were accepted and refused, and the CPU
@@ -79,7 +80,7 @@ async def offer(server: Server, seconds: float, rate: float) -> dict[str, Any]:
             refused += 1
             await anyio.lowlevel.checkpoint()
     with anyio.move_on_after(PATIENCE):
-        while server.stats().pending:  # noqa: ASYNC110  # as full_room
+        while queue.pending:  # noqa: ASYNC110  # as full_room
             await anyio.sleep(TICK)
     took = time.monotonic() - began
     return {"accepted": accepted, "refused": refused, "took": took, "cpu_s": time.process_time() - cpu}

@@ -22,6 +22,7 @@ from benchmarks import pushers
 from benchmarks.rules import GOIM_BATCH, GOIM_SECONDS, RULES, CountingJob
 from goim_core.auth import OpenAuth
 from goim_core.options import Options
+from goim_core.queue import MemoryQueue
 from goim_core.server import Server
 
 ANYWHERE = "127.0.0.1:0"
@@ -55,30 +56,38 @@ def options_of(arguments: argparse.Namespace) -> Options:
     return Options(**{name: value for name, value in named.items() if value is not None})
 
 
-async def push(server: Server, arguments: argparse.Namespace, found: dict[str, Any]) -> None:
+async def push(
+    server: Server, queue: MemoryQueue, arguments: argparse.Namespace, found: dict[str, Any]
+) -> None:
     """Push to the load client's room as the command line says."""
     await pushers.full_room(server, arguments.flood)
     if arguments.rate:
-        found |= await pushers.offer(server, arguments.seconds, arguments.rate)
+        found |= await pushers.offer(server, queue, arguments.seconds, arguments.rate)
     elif arguments.burst:
         found["accepted"] = await pushers.burst(server, arguments.burst)
     else:
         ahead = max(AHEAD, 2 * (arguments.batch or 1))
-        found["accepted"] = await pushers.flood(server, arguments.seconds, ahead)
+        found["accepted"] = await pushers.flood(server, queue, arguments.seconds, ahead)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Run until SIGTERM or SIGINT."""
     found: dict[str, Any] = {}
+    queue = MemoryQueue()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with Server(
-            auth=OpenAuth(), tcp=ANYWHERE, ws=ANYWHERE, http=ANYWHERE, options=options_of(arguments)
+            auth=OpenAuth(),
+            tcp=ANYWHERE,
+            ws=ANYWHERE,
+            http=ANYWHERE,
+            queue=queue,
+            options=options_of(arguments),
         ) as server:
             ports = {door: addresses[0][1] for door, addresses in server.addresses.items()}
             print(json.dumps({"pid": os.getpid(), **ports}), flush=True)
             async with anyio.create_task_group() as tasks:
                 if arguments.flood:
-                    tasks.start_soon(push, server, arguments, found)
+                    tasks.start_soon(push, server, queue, arguments, found)
                 async for _ in signals:
                     tasks.cancel_scope.cancel()
                     break

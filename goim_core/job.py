@@ -62,7 +62,7 @@ class Job:
         self._sending: deque[Pushing] = deque()
         self._pending = 0
         self._work = anyio.Event()
-        self._space = anyio.Event()
+        self._space: anyio.Event | None = None
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -174,7 +174,9 @@ class Job:
     def _over(self, msg: PushMsg) -> None:
         self._pending -= MSG_BYTES + len(msg.msg)
         self._queue.acknowledge(msg)
-        self._space.set()
+        if self._space is not None:
+            self._space.set()
+            self._space = None
 
 
 def _may_go_out(msg: PushMsg) -> bool:

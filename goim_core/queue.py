@@ -129,7 +129,7 @@ class MemoryQueue(Queue):
         self._places = anyio.Semaphore(size, fast_acquire=True)
         self._arrived = anyio.Event()
         self._unacknowledged = 0
-        self._drained = anyio.Event()
+        self._drained: anyio.Event | None = None
         self._closed = False
 
     @property
@@ -179,13 +179,15 @@ class MemoryQueue(Queue):
     def acknowledge(self, msg: PushMsg) -> None:
         """See :meth:`Queue.acknowledge`."""
         self._unacknowledged -= 1
-        if not self._unacknowledged:
+        if not self._unacknowledged and self._drained is not None:
             self._drained.set()
-            self._drained = anyio.Event()
+            self._drained = None
 
     async def drain(self) -> None:
         """See :meth:`Queue.drain`."""
         while self._unacknowledged:
+            if self._drained is None:  # made only where somebody waits: it would cost each push
+                self._drained = anyio.Event()
             await self._drained.wait()
 
     async def aclose(self) -> None:
