@@ -165,7 +165,7 @@ class Wire:
             client.sendall(UPGRADE)
             turn()
             assert client.recv(4096).startswith(b"HTTP/1.1 101")
-        client.sendall(sent(kind, Op.AUTH, TOKEN))
+        client.sendall(sent(kind, Op.AUTH, token(1000 + len(self.clients))))
         turn()
         assert client.recv(4096).endswith(encode(Op.AUTH_REPLY, b"", 1))
         return client
@@ -181,7 +181,10 @@ UPGRADE = (
     b"GET /sub HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-TOKEN = json.dumps({"mid": 1, "room_id": ROOM, "accepts": [1000]}).encode()
+
+
+def token(mid: int) -> bytes:
+    return json.dumps({"mid": mid, "room_id": ROOM, "accepts": [1000]}).encode()
 
 
 def sent(kind: str, op: int, body: bytes = b"") -> bytes:
@@ -274,13 +277,13 @@ CONNECT = {
     # The second accept says that nobody else waits.
     "tcp": Bound(
         {"poll": 2, "_accept": 2, "setblocking": 1, "register": 1, "recv": 1, "send": 1},
-        python=135,
+        python=132,
         c=99,
         instructions=3650,
     ),
     "ws": Bound(
         {"poll": 3, "_accept": 2, "setblocking": 1, "register": 1, "recv": 2, "send": 2},
-        python=164,
+        python=161,
         c=164,
         instructions=4800,
     ),
@@ -380,12 +383,12 @@ async def test_a_turn_of_the_event_loop(anyio_backend: Any, own: float, loop: fl
     async with wire() as w:
         client = await anyio.to_thread.run_sync(lambda: w.connect("tcp", lambda: None))
         done = anyio.Event()
-        token = anyio.lowlevel.current_token()
+        here = anyio.lowlevel.current_token()
 
         def beat() -> None:
             for _ in range(beats):
                 w.beat("tcp", client, lambda: None)
-            anyio.from_thread.run_sync(done.set, token=token)
+            anyio.from_thread.run_sync(done.set, token=here)
 
         thread = threading.Thread(target=beat)
         with counted() as cost:
@@ -399,8 +402,9 @@ async def test_a_turn_of_the_event_loop(anyio_backend: Any, own: float, loop: fl
     assert not cost.loop.keys() & {"register", "modify", "unregister"}
 
 
-MEMORY = {"tcp": 1024, "ws": 1200}
-"""Bytes of a connection in a room, with its place in every table."""
+MEMORY = {"tcp": 1100, "ws": 1200}
+"""Bytes of a connection in a room, of a user of its own, with its place in every table; 1,050 to 1,070 and
+1,110 to 1,120 by Python, with 300 connections. Tables that have just grown have more room to spare."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
