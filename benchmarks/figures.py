@@ -15,6 +15,7 @@ from benchmarks.harness import (
     Bench,
     Row,
     Run,
+    beat_cost,
     delivery_cost,
     number,
     ratios,
@@ -104,11 +105,6 @@ def connections(bench: Bench) -> Iterator[Row]:
         beats = [beat_cost(run) for run in runs]
         yield Row(f"heartbeat {proto}, 512 in flight", "us CPU", beats, beat_us, goim=goim.BEAT_US)
         yield Row(f"heartbeat {proto}, one at a time", "us CPU", [beat_cost(run) for run in alone])
-
-
-def beat_cost(run: Run) -> float:
-    """Server CPU microseconds of one heartbeat."""
-    return float(run["beat"]["cpu_s"] * 1e6 / max(run["beat"]["replies"], 1))
 
 
 def latency(bench: Bench) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.run import (
+from benchmarks.harness import (
     HERE,
     SATURATED,
     WARM_UP,

@@ -204,6 +204,11 @@ def delivery_cost(run: Run) -> float:
     return float(collected["cpu_s"] * 1e6 / max(collected["deliveries"], 1))
 
 
+def beat_cost(run: Run) -> float:
+    """Server CPU microseconds of one heartbeat."""
+    return float(run["beat"]["cpu_s"] * 1e6 / max(run["beat"]["replies"], 1))
+
+
 def ratios(above: list[float], below: list[float]) -> list[float]:
     """Run by run: what was measured one after the other is compared."""
     return [a / b for a, b in zip(above, below, strict=True)]
