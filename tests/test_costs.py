@@ -260,8 +260,8 @@ class Bound:
 
 
 HEARTBEAT = {
-    "tcp": Bound({"poll": 1, "recv": 1, "send": 1}, python=14, c=12, instructions=380),
-    "ws": Bound({"poll": 1, "recv": 1, "send": 1}, python=16, c=17, instructions=495),
+    "tcp": Bound({"poll": 1, "recv": 1, "send": 1}, python=14, c=11, instructions=375),
+    "ws": Bound({"poll": 1, "recv": 1, "send": 1}, python=16, c=16, instructions=490),
 }
 
 
@@ -277,15 +277,15 @@ CONNECT = {
     # The second accept says that nobody else waits.
     "tcp": Bound(
         {"poll": 2, "_accept": 2, "setblocking": 1, "register": 1, "recv": 1, "send": 1},
-        python=132,
-        c=99,
-        instructions=3650,
+        python=145,
+        c=110,
+        instructions=3850,
     ),
     "ws": Bound(
         {"poll": 3, "_accept": 2, "setblocking": 1, "register": 1, "recv": 2, "send": 2},
-        python=161,
-        c=164,
-        instructions=4800,
+        python=174,
+        c=176,
+        instructions=5050,
     ),
 }
 
@@ -307,8 +307,8 @@ async def test_a_disconnect() -> None:
         clients[1].close()
         turns()
         assert turns.total.system == {"poll": 1, "recv": 1, "unregister": 1, "close": 1}
-        assert turns.total.python <= 72
-        assert turns.total.c <= 37
+        assert turns.total.python <= 80
+        assert turns.total.c <= 42
 
 
 async def test_a_delivery() -> None:
@@ -351,8 +351,8 @@ async def test_a_push_on_its_way() -> None:
                 await push()
     assert cost.system == {"send": pushes}
     assert cost.loop["poll"] <= 2.2 * pushes
-    assert cost.python / pushes <= 59
-    assert cost.c / pushes <= 35
+    assert cost.python / pushes <= 63
+    assert cost.c / pushes <= 36
 
 
 async def test_a_merged_push() -> None:
@@ -402,9 +402,9 @@ async def test_a_turn_of_the_event_loop(anyio_backend: Any, own: float, loop: fl
     assert not cost.loop.keys() & {"register", "modify", "unregister"}
 
 
-MEMORY = {"tcp": 1100, "ws": 1200}
-"""Bytes of a connection in a room, of a user of its own, with its place in every table; 1,050 to 1,070 and
-1,110 to 1,120 by Python, with 300 connections. Tables that have just grown have more room to spare."""
+MEMORY = {"tcp": 1150, "ws": 1200}
+"""Bytes of a connection in a room, of a user of its own, with its place in every table. With the 300
+connections here tables that have just grown have room to spare: with 9,000 it is 50 to 100 less."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
