@@ -403,8 +403,8 @@ async def test_a_turn_of_the_event_loop(anyio_backend: Any, own: float, loop: fl
 
 
 MEMORY = {"tcp": 1150, "ws": 1200}
-"""Bytes of a connection in a room, of a user of its own, with its place in every table. With the 300
-connections here tables that have just grown have room to spare: with 9,000 it is 50 to 100 less."""
+"""Bytes of a connection in a room, of a user of its own, with its place in every table. Of the
+300 connections here, each has its share of tables that have just grown."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
