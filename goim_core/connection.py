@@ -54,7 +54,7 @@ class Connection:
     stage: Stage
     deadline: float
     channel: Channel = field(init=False)
-    slot: set[Timed] | None = None
+    slot: dict[Timed, None] | None = None
     busy: bool = False
     """Not to be read now: an async hook has a frame of it, or its share of the turn or of time is used up."""
     unwatched: bool = False

@@ -149,12 +149,12 @@ class ManualDeadlines(Deadlines):
         super().__init__(clock)
         assert isinstance(clock, ManualClock)
         self._manual = clock
-        self._watched: set[Timed] = set()
+        self._watched: dict[Timed, None] = {}
 
     def watch(self, timed: Timed) -> None:
         """See :meth:`~goim_core.clock.Deadlines.watch`."""
         timed.slot = self._watched
-        self._watched.add(timed)
+        self._watched[timed] = None
 
     def next_due(self) -> float:
         """When the first is due, on the clock's ``now``; infinity when there is none."""
