@@ -12,6 +12,7 @@ more than were sent in it may be counted: as many as are free, at most.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
@@ -36,11 +37,18 @@ class Reader(Protocol):
 
 
 class Budget:
-    """The read budgets of all connections."""
+    """The read budgets of all connections. ``again`` has one called soon: see :meth:`Reactor.again`."""
 
-    def __init__(self, counters: Counters, deadlines: Deadlines, options: Options) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        deadlines: Deadlines,
+        options: Options,
+        again: Callable[[Reader], None],
+    ) -> None:
         self._counters = counters
         self._deadlines = deadlines
+        self._again = again
         self._used: dict[Reader, float] = {}
         self._resting: dict[Reader, None] = {}
         self._since = 0.0
@@ -115,6 +123,5 @@ class Budget:
         if self._used:
             self._expect()
         for reader in [reader for reader in self._resting if self._used.get(reader, 0.0) <= self._burst]:
-            # One that ended meanwhile, because of another, rests no more.
-            if self.wakes(reader):
-                reader.on_turn()
+            del self._resting[reader]
+            self._again(reader)

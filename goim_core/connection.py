@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 READ_BYTES = 1 << 14
 """How much of one connection is read in a turn."""
-FRAMES_A_TURN = 64
+FRAMES_A_TURN = 16
 """How many frames of one connection are handled in a turn."""
 
 

@@ -107,7 +107,7 @@ class Pipeline:
                     counters=self.counters,
                     tracer=self.tracer,
                     admission=Admission(self.counters, deadlines.clock, options),
-                    budget=Budget(self.counters, deadlines, options),
+                    budget=Budget(self.counters, deadlines, options, reactor.again),
                 )
                 self._seats = Seats(self.counters, self.edge.admission, options)
                 self._pressure = Pressure(self.counters, reactor, self._connections, options)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -23,6 +25,10 @@ from anyio.abc import TaskGroup
 from goim_core.poller import EVENTS_A_TURN, READ, WRITE, Poller, new_poller
 
 __all__ = ["KernelReactor", "Reactor", "Socket", "Source", "TaskReactor", "new_reactor"]
+
+
+SLICE = 0.003
+"""How many seconds of a turn go to those who asked for another one: who floods slows others who flood."""
 
 
 class Socket(Protocol):
@@ -49,7 +55,7 @@ class Reactor(ABC):
     """Calls sources when their sockets are ready."""
 
     def __init__(self) -> None:
-        self._again: list[Source] = []
+        self._again: deque[Source] = deque()
 
     @abstractmethod
     def add(self, sock: Socket, source: Source) -> None:
@@ -68,7 +74,7 @@ class Reactor(ABC):
         """All that were added and not removed."""
 
     def again(self, source: Source) -> None:
-        """Call ``source.on_turn()`` in the next turn."""
+        """Call ``source.on_turn()`` in a later turn, the next if there is time: it is behind all who asked before."""
         self._again.append(source)
         self._wake()
 
@@ -76,9 +82,11 @@ class Reactor(ABC):
     def _wake(self) -> None: ...
 
     def _turns(self) -> bool:
-        sources, self._again = self._again, []
-        for source in sources:
-            source.on_turn()
+        until = time.monotonic() + SLICE
+        for _ in range(len(self._again)):
+            self._again.popleft().on_turn()
+            if time.monotonic() >= until:
+                break
         return bool(self._again)
 
     @abstractmethod

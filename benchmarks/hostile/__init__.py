@@ -1,0 +1,1 @@
+"""Hostile clients in their thousands, and what becomes of the others: `python -m benchmarks.hostile`."""
