@@ -31,6 +31,8 @@ __all__ = ["Admission", "Entrant", "Seats", "turn_away"]
 
 RETRY_AFTER = 5
 """How many seconds later a WebSocket client that is turned away is asked to come back."""
+MAKE_WAY = 64
+"""One in so many HTTP connections gives way at a time: more are asked for when these places are taken."""
 SPARE_DESCRIPTORS = 64
 """How many of the process's descriptors are left to the rest of the program, where nothing else is said."""
 
@@ -196,19 +198,26 @@ class Admission:
 
 
 class Seats:
-    """How many connections the HTTP doors have. Half of them at most are of one address, unless trusted."""
+    """How many connections the HTTP doors have. Half of them at most are of one address, unless trusted.
 
-    def __init__(self, counters: Counters, admission: Admission, options: Options) -> None:
+    ``make_way`` has so many of them end that keep the door waiting, when others want in.
+    """
+
+    def __init__(
+        self, counters: Counters, admission: Admission, options: Options, make_way: Callable[[int], None]
+    ) -> None:
         self._counters = counters
         self._admission = admission
+        self._make_way = make_way
         self._addresses: Counter[str] = Counter()
         self.most = options.http_max_connections
 
     def room(self) -> int:
-        """How many may be accepted now. 0 is counted: it is asked when somebody waits."""
+        """How many may be accepted now. 0 is counted, and makes others give way: somebody waits."""
         room = max(0, self.most - self._counters.http)
         if not room:
             self._counters.refusals["http_max_connections"] += 1
+            self._make_way(-(-self.most // MAKE_WAY))
         return room
 
     def take(self, address: str) -> bool:

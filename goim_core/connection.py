@@ -20,7 +20,6 @@ What its frames do is conversation.py's.
 from __future__ import annotations
 
 import socket
-from typing import TypeVar
 
 from attrs import define, field
 
@@ -35,8 +34,6 @@ from goim_core.tls import TLSSocket
 from goim_core.wire import Answer, Wire
 
 __all__ = ["AUTH", "CLOSED", "CLOSING", "HANDSHAKE", "LIVE", "Connection", "Stage"]
-
-T = TypeVar("T")
 
 READ_BYTES = 1 << 14
 """How much of one connection is read in a turn."""
@@ -74,6 +71,7 @@ class Connection:
         connection.channel = Channel(sock, wire.form, connection, address)
         if isinstance(sock, TLSSocket):
             sock.on_blocked, sock.account = connection.want_write, edge.counters.outboxes
+            sock.in_turns = True
         edge.reactor.add(sock, connection)
         edge.admission.came(connection, address)
         edge.deadlines.watch(connection)
@@ -144,6 +142,11 @@ class Connection:
         if self.why is not None:
             self.on_end(self.why)
             return
+        try:
+            if isinstance(self.sock, TLSSocket) and self.sock.due:
+                self.wire.receive(self.sock.go_on())
+        except OSError as error:
+            self.lost(error)
         self._on_events()
         if self.unwatched and not self.busy and self.stage < CLOSING:
             self.unwatched = False
@@ -211,6 +214,7 @@ class Connection:
             self.edge.admission.gave_up(self)
         if self.busy and self.edge.budget.wakes(self):
             self.busy = False
+        self.edge.unfinished.forget(self)
         self.stage = stage
         self.why = why
         self.on_leave()
@@ -296,6 +300,8 @@ class Connection:
         if corked:
             self._uncork()
         self._spent(turn, size, more)
+        if self.stage < CLOSING:
+            self.edge.unfinished.note(self, self.wire.pending)
 
     def _broken(self, error: ProtocolError) -> None:
         if error.code == CloseCode.TOO_BIG:
@@ -304,7 +310,7 @@ class Connection:
 
     def _read_nothing(self) -> None:
         if isinstance(self.sock, TLSSocket):  # something may have come that is no plain text
-            self._spent(1, 0)
+            self._spent(1, 0, self.sock.due)
 
     def _spent(self, frames: int, size: int, more: bool = False) -> None:
         """So much was read in this turn, and ``more`` is to be handled when it may be."""

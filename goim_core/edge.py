@@ -17,6 +17,7 @@ from goim_core.operations import Operations
 from goim_core.options import Options
 from goim_core.reactor import Reactor
 from goim_core.trace import Tracer
+from goim_core.unfinished import Unfinished
 
 __all__ = ["Edge"]
 
@@ -36,6 +37,7 @@ class Edge:
     tracer: Tracer
     admission: Admission
     budget: Budget
+    unfinished: Unfinished
     empty: anyio.Event = field(factory=anyio.Event)
     leaving: dict[Entrant, Disconnect] = field(factory=dict)  # as soon as no hook is at work for them
     silence: float = field(init=False)
@@ -51,3 +53,4 @@ class Edge:
         self.exchanges.bound(options.max_hooks, options.hook_timeout)
         self.admission.reload(options)
         self.budget.reload(options)
+        self.unfinished.reload(options)

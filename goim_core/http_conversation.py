@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import socket
-from collections import Counter
+from collections import Counter, OrderedDict
+from contextlib import suppress
 from typing import Protocol, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -52,6 +53,8 @@ class Door(Protocol):
     idle: float
     linger: float
     refusals: Counter[str]
+    waiting: OrderedDict[Conversation, None]
+    handshakes: anyio.Lock
 
     def refusal(self, request: Request) -> Response | None:
         """Why ``request``, of which the head is there, is not read any further; None where it is."""
@@ -92,6 +95,15 @@ class Conversation:
         self._scope = anyio.CancelScope()  # its deadline is what the connection waits for just now
         self._head_only = False
         self._address = ""
+        self._displaced = False
+        if isinstance(sock, TLSSocket):
+            sock.in_turns = True
+
+    def give_way(self) -> None:
+        """End soon: another is to have this one's place. Not while its request is being answered."""
+        self._door.waiting.pop(self)
+        self._displaced = True
+        self._scope.cancel()
 
     async def run(self) -> None:
         """Serve the peer to the end. Raises OSError where the connection broke; closes nothing."""
@@ -99,12 +111,18 @@ class Conversation:
             self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._address = ip_of(self._raw.getpeername())
         refused: Response | None = None
-        with self._scope:
-            try:
+        self._door.waiting[self] = None
+        try:
+            with self._scope:
                 while await self._exchange():
                     pass
-            except _Refused as reason:
-                refused = reason.answer
+        except _Refused as reason:
+            refused = reason.answer
+        finally:
+            self._door.waiting.pop(self, None)
+        if self._displaced:
+            self._turn_away()
+            return
         if self._scope.cancelled_caught and self._request_begun():
             late = error(408, f"no whole request within {self._door.timeout:g} seconds")
             refused = _Refused(late).answer
@@ -118,16 +136,26 @@ class Conversation:
         elif self._raw is not self._sock:
             self._sock.shutdown(socket.SHUT_WR)  # so that the end is seen to be one, and no truncation
 
+    def _turn_away(self) -> None:
+        """Tell a peer that has begun a request, if it takes that at once: its place is given to another."""
+        if self._request_begun():
+            full = error(503, "too many connections: try again later", (("Retry-After", "5"),))
+            self._send(self._encode(*message(_Refused(full).answer)))
+
     async def _exchange(self) -> bool:
         """One request and its answer; whether there may be another."""
         request = await self._next_request()
         if request is None:
             return False
+        # A request that came while its connection gave way is not begun.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        self._door.waiting.pop(self, None)
         self._scope.deadline = math.inf
         if isinstance(request, Response):
             response, body = message(request)
         else:
             response, body = await self._door.answer(request)
+        self._door.waiting[self] = None
         await self._write(self._encode(response, body))
         if self._http.our_state is not h11.DONE:
             return False
@@ -238,10 +266,13 @@ class Conversation:
             await anyio.lowlevel.checkpoint_if_cancelled()
             await self._flush()
             await anyio.wait_readable(self._raw)
-            try:
+            with suppress(BlockingIOError):
                 return self._sock.recv(CHUNK)
-            except BlockingIOError:
-                continue
+            if isinstance(self._sock, TLSSocket) and self._sock.due:
+                async with self._door.handshakes:  # one after the other, with a turn of the loop for each
+                    await anyio.lowlevel.checkpoint()
+                    if data := self._sock.go_on():
+                        return data
 
     def _send(self, data: bytes) -> bytes:
         """Send what the kernel takes, and return the rest."""

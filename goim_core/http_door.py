@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import Counter
+from collections import Counter, OrderedDict
+from itertools import islice
 
 import anyio
 
@@ -67,6 +68,16 @@ class HTTPDoor:
         self.linger = linger
         self.refusals: Counter[str] = Counter()
         """How often a request was not read to its end, by the option that says so."""
+        self.waiting: OrderedDict[Conversation, None] = OrderedDict()
+        """The connections that wait for their peer, first the one whose last answer is longest ago."""
+
+        self.handshakes = anyio.Lock()
+        """Held for a step of a TLS handshake."""
+
+    def make_way(self, count: int) -> None:
+        """End the first ``count`` of :attr:`waiting`. Nobody gives way while a request is being answered."""
+        for conversation in list(islice(self.waiting, count)):
+            conversation.give_way()
 
     async def serve(self, sock: socket.socket | TLSSocket, *, certified: bool = False) -> None:
         """Serve ``sock``, accepted and non-blocking, until it ends. Closes it, also when cancelled.

@@ -167,6 +167,8 @@ class Options:
     """What happens to a push when the outbox is full."""
     outbox_total: int = _int(1 << 28, 1024)
     """How much may wait for all connections together; beyond it, those with the most waiting are closed."""
+    unfinished_total: int = _int(1 << 26, 1024)
+    """How much is held of messages that go on, for all; beyond it, the longest unfinished are closed."""
     queue_size: int = _int(1024, 1)
     """How many pushes the memory queue holds before publishers wait."""
     batch: int = _int(256, 1)
@@ -188,7 +190,7 @@ class Options:
     http_idle: float = _seconds(75.0)
     """How long an HTTP connection may be silent between two requests."""
     http_max_connections: int = _int(1000, 1)
-    """How many HTTP connections there may be; others wait in the backlog."""
+    """How many HTTP connections there may be; at the bound those that are silent longest give way."""
 
     @property
     def silence(self) -> float:

@@ -41,6 +41,7 @@ from goim_core.shards import Tally
 from goim_core.stopping import Stopping
 from goim_core.tls import TLSSocket
 from goim_core.trace import Tracer
+from goim_core.unfinished import Unfinished
 from goim_core.websocket import WebSocketWire
 from goim_core.wire import TCPWire, Wire
 
@@ -108,8 +109,9 @@ class Pipeline:
                     tracer=self.tracer,
                     admission=Admission(self.counters, deadlines.clock, options),
                     budget=Budget(self.counters, deadlines, options, reactor.again),
+                    unfinished=Unfinished(self.counters, options),
                 )
-                self._seats = Seats(self.counters, self.edge.admission, options)
+                self._seats = Seats(self.counters, self.edge.admission, options, self.http.make_way)
                 self._pressure = Pressure(self.counters, reactor, self._connections, options)
                 self._bound_http(options)
                 for door, sock in sockets:

@@ -38,7 +38,14 @@ class Socket(Protocol):
         """Its descriptor."""
 
 
-class Source(Protocol):
+class Turned(Protocol):
+    """What asks for a turn."""
+
+    def on_turn(self) -> None:
+        """A turn later, as asked for with :meth:`Reactor.again`."""
+
+
+class Source(Turned, Protocol):
     """What the reactor calls: one socket's owner. Its methods are plain and do not raise."""
 
     def on_readable(self) -> None:
@@ -47,15 +54,12 @@ class Source(Protocol):
     def on_writable(self) -> None:
         """The socket takes bytes."""
 
-    def on_turn(self) -> None:
-        """A turn later, as asked for with :meth:`Reactor.again`."""
-
 
 class Reactor(ABC):
     """Calls sources when their sockets are ready."""
 
     def __init__(self) -> None:
-        self._again: deque[Source] = deque()
+        self._again: deque[Turned] = deque()
 
     @abstractmethod
     def add(self, sock: Socket, source: Source) -> None:
@@ -73,8 +77,8 @@ class Reactor(ABC):
     def sources(self) -> list[Source]:
         """All that were added and not removed."""
 
-    def again(self, source: Source) -> None:
-        """Call ``source.on_turn()`` in a later turn, the next if there is time: it is behind all who asked before."""
+    def again(self, source: Turned) -> None:
+        """Call ``source.on_turn()`` in a later turn, as soon as those who asked before have had theirs."""
         self._again.append(source)
         self._wake()
 

@@ -101,16 +101,29 @@ class TLSSocket:
     """The server's end of TLS over ``raw``.
 
     ``on_blocked`` is called when cipher text has to wait, which is in the ``account``. ``deadline`` is its
-    owner's: when to give the peer up, unless it has taken some.
+    owner's: when to give the peer up, unless it has taken some. With ``in_turns``, :meth:`recv` leaves the
+    handshake to calls of :meth:`read`: each of its steps takes as long as many frames do, so that its
+    owner shares them out.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "_tls", "_waiting", "account", "deadline", "on_blocked", "raw")
+    __slots__ = (
+        "_incoming",
+        "_outgoing",
+        "_tls",
+        "_waiting",
+        "account",
+        "deadline",
+        "in_turns",
+        "on_blocked",
+        "raw",
+    )
 
     def __init__(self, raw: socket.socket, context: ssl.SSLContext) -> None:
         self.raw = raw
         self.on_blocked: Callable[[], None] | None = None
         self.account: Account | None = None
         self.deadline = inf
+        self.in_turns = False
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -124,6 +137,11 @@ class TLSSocket:
     def established(self) -> bool:
         """Whether the handshake is done."""
         return self._tls.version() is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether something of the handshake has come that :meth:`read` has not seen."""
+        return self.in_turns and self._incoming.pending > 0
 
     @property
     def blocked(self) -> bool:
@@ -145,6 +163,12 @@ class TLSSocket:
         if not data:
             return b""
         self._incoming.write(data)
+        if self.in_turns:
+            raise BlockingIOError
+        return self.read()
+
+    def read(self) -> bytes:
+        """Plain text of what was received: as :meth:`recv`, but for the socket."""
         parts = []
         try:
             while part := self._tls.read(RECORD):
@@ -157,9 +181,17 @@ class TLSSocket:
         else:
             return b"".join(parts)
         self.flush()
+        if self.in_turns and self.established:
+            self.in_turns = False
         if not parts:
             raise BlockingIOError
         return b"".join(parts)
+
+    def go_on(self) -> bytes:
+        """Do what is :attr:`due` of the handshake; plain text that came behind it. Raises OSError."""
+        with contextlib.suppress(BlockingIOError):
+            return self.read()
+        return b""
 
     def send(self, data: bytes) -> int:
         """Encrypt and send all of ``data``. Raises BlockingIOError while earlier cipher text waits."""

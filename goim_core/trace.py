@@ -147,6 +147,10 @@ class _TracedWire(Wire):
     def receive(self, data: bytes) -> None:
         self.inner.receive(data)
 
+    @property
+    def pending(self) -> int:
+        return self.inner.pending
+
     def next_event(self) -> Frame | Answer | None:
         rooms = self._session.rooms
         for room_id in sorted(rooms - self._rooms):

@@ -91,6 +91,12 @@ class WebSocketWire(Wire):
             return None
         return lone_frame(_unmasked(data, 6, size), self.terms.max_body)
 
+    @property
+    def pending(self) -> int:
+        """See :meth:`Wire.pending`."""
+        fragments = 0 if self._borrowed is None else len(self._borrowed.message)
+        return len(self._buffer) - self._start + len(self._message) - self._message_at + fragments
+
     def receive(self, data: bytes) -> None:
         """See :meth:`Wire.receive`. What comes after the end or a failure is dropped."""
         if self._stage > _OPEN:

@@ -104,6 +104,11 @@ class Wire(ABC):
         and to put it into a buffer and to take it out again would cost more than to read it.
         """
 
+    @property
+    @abstractmethod
+    def pending(self) -> int:
+        """How many bytes wait for the rest of what they begin, or for their turn."""
+
     @abstractmethod
     def receive(self, data: bytes) -> None:
         """Take bytes as they came from the socket, cut anywhere."""
@@ -142,6 +147,7 @@ class TCPWire(Decoder, Wire):
 
     lone = Decoder.lone_frame
     next_event = Decoder.next_frame
+    pending = Decoder.pending
 
     def encode(self, frame_bytes: bytes) -> bytes:
         """The frame itself."""

@@ -32,7 +32,7 @@ LAYERS = [
     {"inbox", "operations", "job", "listener"},
     {"logic"},
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
-    {"pressure"},
+    {"pressure", "unfinished"},
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
     {"admission", "budget"},
     {"bucket", "presence"},
@@ -50,7 +50,8 @@ SYNC = {
     "admission", "bucket", "budget", "channel", "comet", "connection", "conversation", "doors", "edge", "errors",
     "guard", "handshake", "http_message", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations",
     "options", "outbox", "outgoing", "overview", "poller", "presence", "pressure", "process", "prometheus",
-    "protocol", "room", "scrape", "session", "shards", "stage", "stats", "tls", "trace", "websocket", "weigher", "wire",
+    "protocol", "room", "scrape", "session", "shards", "stage", "stats", "tls", "trace", "unfinished", "websocket",
+    "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
 

@@ -272,6 +272,10 @@ async def replies(client: Client) -> int:
     return count
 
 
+SLACK = FRAMES_A_TURN + 25
+"""A turn, and what is only counted of a moment at 100 frames a second."""
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("op", [Op.HEARTBEAT, 1000])
 async def test_frames_a_second(at_once: bool, op: int) -> None:
@@ -287,8 +291,8 @@ async def test_frames_a_second(at_once: bool, op: int) -> None:
         assert (done := await replies(client)) == (FRAMES_A_TURN if at_once else 1)
         assert refusals(app) == {"read_frames": 1}
         await app.advance(1)
-        assert done + (more := await replies(client)) <= 100 + FRAMES_A_TURN
-        assert more >= 100 - FRAMES_A_TURN
+        assert done + (more := await replies(client)) <= 100 + SLACK
+        assert more >= 100 - SLACK
         await app.advance(5)
         assert done + more + await replies(client) == 199
         await client.assert_open()

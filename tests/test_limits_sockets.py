@@ -158,22 +158,61 @@ def http_server(**options: Any) -> Server:
     return Server(auth=OpenAuth(), http=f"{HOST}:0", routes=routes, options=Options(**options))
 
 
-async def test_http_connections_who_is_more_waits_until_one_ends() -> None:
+async def test_http_connections_who_is_silent_longest_gives_way() -> None:
     with anyio.fail_after(20):
         async with http_server(http_max_connections=2) as server:
-            streams = [await anyio.connect_tcp(HOST, server.port("http")) for _ in range(3)]
-            for stream in streams[:2]:
+            streams = [await anyio.connect_tcp(HOST, server.port("http")) for _ in range(2)]
+            for stream in (streams[0], streams[1], streams[0]):
                 assert (await get(stream)).startswith(b"200")
             assert server.stats().http_connections == 2
-            await streams[2].send(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
-            await until(lambda: server.stats().refusals.get("http_max_connections"))
+            assert server.stats().refusals == {}
+            streams.append(await anyio.connect_tcp(HOST, server.port("http")))
+            assert (await get(streams[2])).startswith(b"200")
             assert server.stats().http_connections == 2
-            await streams[0].aclose()
-            assert (await streams[2].receive()).startswith(b"HTTP/1.1 200")
-            assert server.stats().http_connections == 2
+            assert server.stats().refusals == {"http_max_connections": 1}
+            with pytest.raises(anyio.EndOfStream):
+                await streams[1].receive()
+            assert (await get(streams[0])).startswith(b"200")
             for stream in streams:
                 await stream.aclose()
             await until(lambda: server.stats().http_connections == 0)
+
+
+async def test_who_is_half_way_through_a_request_is_told_that_it_gives_way() -> None:
+    with anyio.fail_after(20):
+        async with http_server(http_max_connections=1) as server:
+            async with await anyio.connect_tcp(HOST, server.port("http")) as slow:
+                await slow.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
+                await until(lambda: server.stats().http_connections == 1)
+                async with await anyio.connect_tcp(HOST, server.port("http")) as other:
+                    assert (await get(other)).startswith(b"200")
+                assert b" 503 " in await slow.receive()
+
+
+async def test_nobody_gives_way_while_a_request_is_answered() -> None:
+    begun, go = anyio.Event(), anyio.Event()
+
+    async def slowly(request: Request) -> Response:
+        begun.set()
+        await go.wait()
+        return Response(200)
+
+    options = Options(http_max_connections=1)
+    with anyio.fail_after(20):
+        async with Server(
+            auth=OpenAuth(), http=f"{HOST}:0", routes={"/x": {"GET": slowly}}, options=options
+        ) as server:
+            first = await anyio.connect_tcp(HOST, server.port("http"))
+            await first.send(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+            await begun.wait()
+            second = await anyio.connect_tcp(HOST, server.port("http"))
+            await second.send(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: server.stats().refusals.get("http_max_connections"))
+            go.set()
+            assert (await first.receive()).startswith(b"HTTP/1.1 200")
+            assert (await second.receive()).startswith(b"HTTP/1.1 200")
+            for stream in (first, second):
+                await stream.aclose()
 
 
 async def test_half_of_them_at_most_are_of_one_address() -> None:

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,18 @@ def attacked(attack: Attack, count: int, victim: Victim, ports: Figures) -> Figu
     """Run one, and wait until the server has let go of everything."""
     if attack.policy:
         victim.told(f"policy {attack.policy}")
-    before = victim.told("figures")
+    before = victim.told("trim")
     victim.forget_peak()
     if attack.flood:
         victim.told(f"flood {attack.flood}")
-    command = [sys.executable, "-m", "benchmarks.hostile.attacker", attack.name, str(count), json.dumps(ports)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.hostile.attacker",
+        attack.name,
+        str(count),
+        json.dumps(ports),
+    ]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=attack.seconds + 60, check=True)
     attackers: Figures = json.loads(done.stdout)
     spent = victim.told("flood 0")
@@ -127,7 +134,9 @@ def show(attack: Attack, found: Figures, beside: Figures, wrong: list[str]) -> N
     for name in ("refusals", "closes", "drops"):
         if said := grown(found, name):
             print(f"  {name}: {said}")
-    print(f"  memory, MB: {before['memory']:.1f} before, {found['peak']:.1f} peak, {after['memory']:.1f} after")
+    print(
+        f"  memory, MB: {before['memory']:.1f} before, {found['peak']:.1f} peak, {after['memory']:.1f} after"
+    )
     for name in ("descriptors", "tasks"):
         print(f"  {name}: {before[name]} before, {after[name]} after")
     print(f"  CPU: server {found['cpu']:.1f} s, attackers {attackers['cpu']:.1f} s")

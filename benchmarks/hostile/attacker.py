@@ -1,6 +1,6 @@
-"""One attack, as a process: ``python -m benchmarks.hostile.attacker NAME COUNT PORTS``. Prints a line of JSON.
+"""One attack, as a process: ``python -m benchmarks.hostile.attacker NAME COUNT PORTS``.
 
-It is as nice as can be: what it takes of the machine is not to be the server's.
+It prints a line of JSON, and is as nice as can be: what it takes of the machine is not to be the server's.
 """
 
 from __future__ import annotations

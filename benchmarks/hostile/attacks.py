@@ -233,11 +233,18 @@ def hello() -> bytes:
 
 
 def stalled(_door: str, number: int) -> Script:
-    """TLS, left at each step in turn: at once, within the hello, after it, within and after a false Finished."""
+    """TLS, left at each step in turn: at once, within the hello, after it, in and after a false Finished."""
     whole = hello() + b"\x14\x03\x03\x00\x01\x01" + b"\x17\x03\x03\x00\x35" + bytes(0x35)
     step = number % 5
     yield (b"\x16", hello()[:100], hello(), whole[:-10], whole)[step]
     yield Wait(HOLD)
+    return number % 2 == 0
+
+
+def hello_and_away(_door: str, number: int) -> Script:
+    """Has the server reckon for a key, and goes: no work for the client."""
+    yield hello()
+    yield Wait(5.0, reply=True)
     return number % 2 == 0
 
 
@@ -276,8 +283,9 @@ ATTACKS = (
     Attack("many rooms", PLAIN, rooms, 400, 200, memory=40),
     Attack("huge frames claimed", ("tcp", "ws", "http"), claims, 9_000, 500, memory=40),
     Attack("frames but for a byte", PLAIN, pieces, 4_000, 4_000, memory=60),
-    Attack("unfinished fragments", ("ws",), fragments, 1_500, 1_500, memory=60),
+    Attack("unfinished fragments", ("ws",), fragments, 1_500, 1_500, memory=120),
     Attack("TLS stalled", ("tls", "wss"), stalled, 3_000, 3_000, memory=300),
+    Attack("TLS hellos", ("tls", "wss"), hello_and_away, 6_000, 500, memory=100),
     Attack("never read, drop_newest", PLAIN, never_read, 300, 300, 320, policy="drop_newest", flood=4000),
     Attack("never read, drop_oldest", PLAIN, never_read, 300, 300, 320, policy="drop_oldest", flood=4000),
     Attack("never read, disconnect", PLAIN, never_read, 300, 300, 320, policy="disconnect", flood=4000),

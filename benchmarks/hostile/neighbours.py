@@ -1,6 +1,7 @@
-"""The well-behaved clients: ``python -m benchmarks.hostile.neighbours PORTS``; at each line on stdin, how they fare.
+"""The well-behaved clients: ``python -m benchmarks.hostile.neighbours PORTS``.
 
-Each does one thing again and again, in a thread of its own, and takes down how many seconds it took:
+Each does one thing again and again, in a thread of its own, and takes down how long it took, which is printed
+at each line on stdin:
 
 - ``beat``: a heartbeat to its answer, over TCP, WebSocket and TLS;
 - ``push``: a push to the room through the HTTP API, over one connection, to its arrival;
@@ -22,7 +23,7 @@ from benchmarks.hostile.attacks import ROOM, auth, message
 from benchmarks.hostile.certificate import client_context
 from fuzz.bystander import BEAT, REPLY, connected, exactly
 from fuzz.messages import REQUEST
-from goim_core.protocol import HEADER_SIZE, Op, encode
+from goim_core.protocol import HEADER_SIZE, Op
 
 __all__: list[str] = []
 
@@ -128,7 +129,7 @@ def coming(port: int) -> Callable[[], object]:
 def asking(port: int) -> Callable[[], object]:
     def ask() -> None:
         with connected(port) as sock:
-            sock.sendall(b"GET /goim/online/total HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            sock.sendall(b"GET /goim/online/total HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             answer = b""
             while data := sock.recv(4096):
                 answer += data

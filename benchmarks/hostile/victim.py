@@ -1,32 +1,35 @@
 """The server under attack: all doors, the library's defaults, and no address that is trusted.
 
 It prints a line of JSON with its ports and answers each line on stdin with one: ``figures``, ``policy NAME``,
-``flood SIZE`` (to the room, 100 a second; 0 ends it). It ends with stdin. What the library logs as an error goes
-to stderr.
+``trim``, ``flood SIZE`` (to the room, 100 a second; 0 ends it). It ends with stdin. What the library
+logs as an error goes to stderr.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import json
 import logging
 import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
 import anyio
 import attrs
 
 from benchmarks.hostile.attacks import ROOM
+from benchmarks.hostile.certificate import server_context
 from goim_core import MessageHook, OpenAuth, Options, Server, Session
 from goim_core.protocol import Frame
-from benchmarks.hostile.certificate import server_context
 
 __all__: list[str] = []
 
-DOORS = dict.fromkeys(("tcp", "ws", "tls", "wss", "http"), "127.0.0.1:0")
+DOORS: dict[str, Any] = dict.fromkeys(("tcp", "ws", "tls", "wss", "http"), "127.0.0.1:0")
 EVERY = 0.01
 
 
@@ -77,6 +80,10 @@ class Victim:
             self.server.reload(options=attrs.evolve(self.server.options, outbox_policy=argument))
         elif command == "flood":
             self.size = int(argument)
+        elif command == "trim":
+            gc.collect()
+            with suppress(AttributeError):  # glibc has it: what is free goes back to the system
+                ctypes.CDLL(None).malloc_trim(0)
         return self.figures()
 
     async def flood(self) -> None:
