@@ -25,7 +25,7 @@ Address: TypeAlias = "str | tuple[str, int] | os.PathLike[str]"
 Accept: TypeAlias = Callable[[socket.socket, str], None]
 """Takes over an accepted, non-blocking socket and its peer's IP address (empty on a Unix socket)."""
 
-ACCEPTS_A_TURN = 64
+ACCEPTS_A_TURN = 32
 PAUSE = 0.25
 """How many seconds a listener that cannot accept waits before it tries again."""
 

@@ -13,7 +13,7 @@ from goim_core.protocol import Op, encode
 
 __all__ = ["ATTACKS", "ROOM", "Attack", "named"]
 
-ROOM = "live://calm"
+ROOM = "live://pushed"
 """Where the well-behaved are, and some that do not read."""
 HOLD = 12.0
 """Longer than the server waits for a handshake or authentication."""

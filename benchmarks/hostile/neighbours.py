@@ -98,7 +98,7 @@ def pushes(port: int, http_port: int) -> Callable[[], object]:
     member = let_in(connected(port), 4, ROOM)
     api = http.client.HTTPConnection(HOST, http_port, timeout=30)
     numbers = iter(range(1 << 60))
-    path = "/goim/push/room?operation=1000&type=live&room=calm"
+    path = "/goim/push/room?operation=1000&type=live&room=pushed"
 
     def push() -> None:
         member.sendall(BEAT)

@@ -65,6 +65,7 @@ class Victim:
             "tasks": len(asyncio.all_tasks()),
             "errors": len(_errors),
             "waiting": stats.outbox_bytes,
+            "unfinished": self.server._pipeline.edge.unfinished.total,  # noqa: SLF001
             "opened": stats.opened,
             "deliveries": stats.deliveries,
             "closes": {str(int(code)): count for code, count in stats.closes.items()},
