@@ -123,7 +123,7 @@ class Turns(reactor.TaskReactor):
 
 def test_who_asks_for_turns_has_a_slice_of_each_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns()
-    monkeypatch.setattr(reactor.time, "monotonic", lambda: turns.now)
+    monkeypatch.setattr("goim_core.reactor.time.monotonic", lambda: turns.now)
     for name in "abcde":
         turns.again(Slow(turns, name, 2))
     assert turns.turn() == "a b c", "3 ms"

@@ -22,7 +22,8 @@ from benchmarks.hostile.attacks import ATTACKS, Attack
 from fuzz.storm import Process
 
 BOUNDS = {"beat": 250.0, "push": 500.0, "come": 2000.0, "ask": 2000.0}
-"""The longest that a well-behaved client may have to wait, in milliseconds."""
+"""The longest that a well-behaved client may have to wait, in milliseconds. What a heartbeat takes
+at an idle server meanwhile is added: it has the machine to blame."""
 SETTLED = ("connections", "rooms", "tasks", "errors")
 """Figures of the server that have to be afterwards what they were before, as have its descriptors."""
 SLACK = 12
@@ -100,14 +101,14 @@ def kept(before: Figures, after: Figures) -> list[str]:
     ] + (["waiting"] if after["waiting"] > 1 << 20 else [])
 
 
-def faults(attack: Attack, found: Figures, beside: Figures) -> list[str]:
-    """The bounds that were broken."""
+def faults(attack: Attack, found: Figures, beside: Figures, elsewhere: float) -> list[str]:
+    """The bounds that were broken. ``elsewhere`` is the longest heartbeat at the idle server, in ms."""
     wrong = [f"{name} kept" for name in kept(found["before"], found["after"])]
     growth = found["peak"] - found["before"]["memory"]
     if growth > attack.memory:
         wrong.append(f"memory grew by {growth:.0f} MB of {attack.memory:.0f}")
     for kind, most in BOUNDS.items():
-        if not beside[kind]["count"] or beside[kind]["max"] > most:
+        if not beside[kind]["count"] or beside[kind]["max"] > most + elsewhere:
             wrong.append(f"{kind} took {beside[kind]['max'] or 0:.0f} ms")
         if beside[kind]["failed"]:
             wrong.append(f"{kind} failed {beside[kind]['failed']} times: {beside[kind]['why']}")
@@ -141,9 +142,28 @@ def show(attack: Attack, found: Figures, beside: Figures, wrong: list[str]) -> N
         print(f"  {name}: {before[name]} before, {after[name]} after")
     print(f"  CPU: server {found['cpu']:.1f} s, attackers {attackers['cpu']:.1f} s")
     print(f"  the well-behaved, ms (p50 p99 max): {latency(beside)}")
+    print(f"  at an idle server beside: {latency({'beat': found['elsewhere']})}")
     for fault in wrong:
         print(f"  FAULT: {fault}")
     sys.stdout.flush()
+
+
+def table(results: list[Figures]) -> str:
+    """The same in short, for the documentation."""
+    names = ["attack", "connections", "what met it", "memory, MB", "heartbeat, ms", "at an idle server"]
+    names += ["push, ms", "newcomer, ms"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for found in results:
+        met = [part for part in (grown(found, "refusals"), grown(found, "drops")) if part]
+        beside = found["beside"]
+        ways = [
+            f"{figures['p99']:.0f}, {figures['max']:.0f}"
+            for figures in (beside["beat"], found["elsewhere"], beside["push"], beside["come"])
+        ]
+        growth = max(0.0, found["peak"] - found["before"]["memory"])
+        cells = (found["attack"], f"{found['attackers']['tried']:,}", "; ".join(met), f"{growth:.0f}", *ways)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -157,10 +177,11 @@ def burners(count: int) -> Iterator[None]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    victim = Victim("benchmarks.hostile.victim")
+    victim, idle = Victim("benchmarks.hostile.victim"), Victim("benchmarks.hostile.victim")
     ports = json.loads(victim.line())
     neighbours = Process("benchmarks.hostile.neighbours", json.dumps(ports))
-    assert neighbours.line() == "ready\n"
+    elsewhere = Process("benchmarks.hostile.neighbours", idle.line(), "--beat")
+    assert neighbours.line() == elsewhere.line() == "ready\n"
     time.sleep(CALM)
     neighbours.asked()
     time.sleep(CALM)
@@ -174,15 +195,16 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         count = max(1, round(attack.count * arguments.connections / sum(each.count for each in ATTACKS)))
         count = count if arguments.connections else attack.count
-        neighbours.asked()
+        neighbours.asked(), elsewhere.asked()
         found = attacked(attack, count, victim, ports)
-        beside = neighbours.asked()
-        wrong = faults(attack, found, beside)
+        beside, found["elsewhere"] = neighbours.asked(), elsewhere.asked()["beat"]
+        wrong = faults(attack, found, beside, found["elsewhere"]["max"])
         show(attack, found, beside, wrong)
         broken += bool(wrong)
         total += found["attackers"]["tried"]
         results.append({"attack": attack.name, "beside": beside, "faults": wrong, **found})
-    codes = neighbours.end(), victim.end()
+    codes = neighbours.end(), victim.end(), elsewhere.end(), idle.end()
+    print(table(results))
     print(f"{total} hostile connections, {broken} attacks with faults, exit codes {codes}")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1))

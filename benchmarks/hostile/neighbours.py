@@ -1,4 +1,4 @@
-"""The well-behaved clients: ``python -m benchmarks.hostile.neighbours PORTS``.
+"""The well-behaved clients: ``python -m benchmarks.hostile.neighbours PORTS [--beat]``.
 
 Each does one thing again and again, in a thread of its own, and takes down how long it took, which is printed
 at each line on stdin:
@@ -167,10 +167,9 @@ def main() -> None:
         Neighbour("beat", beats_over_tcp(ports["tcp"])),
         Neighbour("beat", beats_over_ws(ports["ws"])),
         Neighbour("beat", beats_over_tls(ports["tls"])),
-        Neighbour("push", pushes(ports["tcp"], ports["http"])),
-        Neighbour("come", coming(ports["tcp"])),
-        Neighbour("ask", asking(ports["http"])),
     ]
+    if "--beat" not in sys.argv:
+        neighbours += others(ports)
     for neighbour in neighbours:
         neighbour.start()
     for neighbour in neighbours:
@@ -178,6 +177,15 @@ def main() -> None:
     print("ready", flush=True)
     while sys.stdin.readline():
         print(json.dumps(summary(neighbours)), flush=True)
+
+
+def others(ports: dict[str, int]) -> list[Neighbour]:
+    """Those who do more than beat."""
+    return [
+        Neighbour("push", pushes(ports["tcp"], ports["http"])),
+        Neighbour("come", coming(ports["tcp"])),
+        Neighbour("ask", asking(ports["http"])),
+    ]
 
 
 if __name__ == "__main__":
