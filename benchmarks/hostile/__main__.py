@@ -63,7 +63,7 @@ def attacked(attack: Attack, count: int, victim: Victim, ports: Figures) -> Figu
     """Run one, and wait until the server has let go of everything."""
     if attack.policy:
         victim.told(f"policy {attack.policy}")
-    before = victim.told("trim")
+    before = victim.told("figures")
     victim.forget_peak()
     if attack.flood:
         victim.told(f"flood {attack.flood}")
@@ -195,6 +195,7 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         count = max(1, round(attack.count * arguments.connections / sum(each.count for each in ATTACKS)))
         count = count if arguments.connections else attack.count
+        victim.told("trim")
         neighbours.asked(), elsewhere.asked()
         found = attacked(attack, count, victim, ports)
         beside, found["elsewhere"] = neighbours.asked(), elsewhere.asked()["beat"]
