@@ -54,7 +54,7 @@ class Door(Protocol):
     linger: float
     refusals: Counter[str]
     waiting: OrderedDict[Conversation, None]
-    handshakes: anyio.Lock
+    turns: anyio.Lock
 
     def refusal(self, request: Request) -> Response | None:
         """Why ``request``, of which the head is there, is not read any further; None where it is."""
@@ -185,7 +185,8 @@ class Conversation:
             elif isinstance(event, h11.EndOfMessage) and request is not None:
                 if not waits:
                     # It was pipelined: without a wait of its own it could keep others from their turn.
-                    await anyio.lowlevel.checkpoint()
+                    async with self._door.turns:
+                        await anyio.lowlevel.checkpoint()
                 return request if isinstance(request, Response) else evolve(request, body=bytes(body))
             else:
                 return None
@@ -269,7 +270,7 @@ class Conversation:
             with suppress(BlockingIOError):
                 return self._sock.recv(CHUNK)
             if isinstance(self._sock, TLSSocket) and self._sock.due:
-                async with self._door.handshakes:  # one after the other, with a turn of the loop for each
+                async with self._door.turns:  # one after the other, with a turn of the loop for each
                     await anyio.lowlevel.checkpoint()
                     if data := self._sock.go_on():
                         return data

@@ -71,8 +71,8 @@ class HTTPDoor:
         self.waiting: OrderedDict[Conversation, None] = OrderedDict()
         """The connections that wait for their peer, first the one whose last answer is longest ago."""
 
-        self.handshakes = anyio.Lock()
-        """Held for a step of a TLS handshake."""
+        self.turns = anyio.Lock()
+        """Held for a turn of the loop: one pipelined request, or step of a TLS handshake, in each."""
 
     def make_way(self, count: int) -> None:
         """End the first ``count`` of :attr:`waiting`. Nobody gives way while a request is being answered."""

@@ -85,9 +85,14 @@ async def test_another_bound_while_it_runs() -> None:
     async with running(options=BOUNDED) as app:
         first, second = await begin(app), await begin(app)
         app.server.reload(options=attrs.evolve(BOUNDED, unfinished_total=PART + 1))
+        await first.assert_open()
         await second.send_bytes(FRAME[PART : PART + 1])
+        await app.idle()
         await first.assert_closed(CloseCode.TRY_AGAIN_LATER)
         await second.assert_open()
+        app.server.reload(options=attrs.evolve(BOUNDED, unfinished_total=OWN))
+        await second.send_bytes(FRAME[PART + 1 : PART + 2])
+        await second.assert_closed(CloseCode.TRY_AGAIN_LATER)
 
 
 # What takes long has a slice of each turn.
