@@ -25,6 +25,7 @@ import attrs
 from benchmarks.hostile.attacks import ROOM
 from benchmarks.hostile.certificate import server_context
 from goim_core import MessageHook, OpenAuth, Options, Server, Session
+from goim_core.collector import spare
 from goim_core.protocol import Frame
 
 __all__: list[str] = []
@@ -103,6 +104,7 @@ async def main() -> None:
     ) as server:
         victim = Victim(server)
         print(json.dumps({door: addresses[0][1] for door, addresses in server.addresses.items()}), flush=True)
+        spare()  # as goim-core serve does it
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(victim.flood)
             while line := await _line():
