@@ -17,7 +17,8 @@ DEVELOPMENT := $(VENV)/.development
 PEERS := $(VENV)/.peers
 
 help:
-	@echo "make demo      run the example chat and say where to open it (HOST=0.0.0.0 for a phone)"
+	@echo "make demo      run the example chat and say where to open it (HOST=0.0.0.0 for a phone;"
+	@echo "               ARGS='--http 8080 --ws 8081 --tcp 8082' for other ports)"
 	@echo "make cluster   run three nodes of it, with NATS (ARGS=--kafka: Kafka's protocol) and Valkey"
 	@echo "make test      run every test"
 	@echo "make test-all  the same with each Python of PYTHONS that is here"

@@ -19,10 +19,12 @@ import anyio
 from goim_core import collector
 from goim_core.auth import sign_token
 from goim_core.client import connect_once
+from goim_core.client.address import parse
 from goim_core.errors import ConfigurationError, GoimError
 from goim_core.logs import JSONFormatter, TextFormatter
+from goim_core.operator_api import version
 from goim_core.protocol import Op
-from goim_core.push_command import add_push, host_port
+from goim_core.push_command import add_push, add_trust, host_port, trust
 from goim_core.server import Server
 from goim_core.serving import Reload, serve_until_signal
 from goim_core.settings import (
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """What the command line understands."""
     found = argparse.ArgumentParser(prog="goim-core", description="goim's messaging pipeline in one process.")
+    found.add_argument("--version", action="version", version=f"goim_core {version()}")
     commands = found.add_subparsers(required=True, metavar="serve | push | listen | token")
     for add in (_add_serve, add_push, _add_listen, _add_token):
         add(commands)
@@ -171,14 +174,20 @@ def _raise_descriptor_limit() -> None:
 
 
 def _add_listen(commands: Any) -> None:
-    listen = commands.add_parser("listen", help="connect as a client and print what arrives")
+    listen = commands.add_parser(
+        "listen", help="connect as a client and print what arrives", description=_listen.__doc__
+    )
     listen.set_defaults(run=_listen)
-    listen.add_argument("--tcp", default="127.0.0.1:3101", metavar="HOST:PORT", help="the server")
+    where = listen.add_mutually_exclusive_group()
+    server = "the server (default: 127.0.0.1:3101)"
+    where.add_argument("--tcp", default="127.0.0.1:3101", metavar="HOST:PORT", help=server)
+    where.add_argument("--url", help="the server as tcp://, tls://, ws:// or wss://HOST:PORT")
     listen.add_argument("--room", default="", metavar="TYPE://ID", help="the room to enter")
     listen.add_argument("--mid", type=int, default=1, help="the user to be (default: 1)")
     listen.add_argument("--key", default="", help="the connection's key")
     listen.add_argument("--accepts", default="1000", metavar="OP[,OP...]", help="operations (default: 1000)")
     listen.add_argument("--token", help="the whole token, instead of the four above")
+    add_trust(listen, "tls and wss")
 
 
 def _listen(call: argparse.Namespace) -> int:
@@ -188,14 +197,23 @@ def _listen(call: argparse.Namespace) -> int:
 
 
 async def _print_frames(call: argparse.Namespace) -> None:
-    host, port = host_port("tcp", call.tcp)
-    who = {"mid": call.mid, "key": call.key, "room_id": call.room, "platform": "goim-core"}
+    address, port = (_url(call.url), None) if call.url else host_port("tcp", call.tcp)
+    who: dict[str, Any] = {"mid": call.mid, "key": call.key, "room_id": call.room, "platform": "goim-core"}
     token = os.fsencode(call.token) if call.token else None
-    async with connect_once(host, port, **who, accepts=_operations(call.accepts), token=token) as client:
-        print(f"listening on {call.tcp}", file=sys.stderr, flush=True)
+    who |= {"accepts": _operations(call.accepts), "token": token, "ssl_context": trust(call)}
+    async with connect_once(address, port, **who) as client:
+        print(f"listening on {call.url or call.tcp}", file=sys.stderr, flush=True)
         async for frame in client:
             if frame.op != Op.HEARTBEAT_REPLY:
                 print(f"{frame.op} {frame.body.decode(errors='replace')}", flush=True)
+
+
+def _url(address: str) -> str:
+    try:
+        parse(address)
+    except ValueError as error:
+        raise ConfigurationError(str(error).replace("address:", "url:", 1)) from None
+    return address
 
 
 # token.

@@ -171,9 +171,10 @@ def bind(option: str, address: Address, backlog: int) -> list[socket.socket]:
             return [_prepared(sock)]
         return _bind_each(host, port, backlog)
     except OSError as error:
-        raise OSError(
-            error.errno, f"{option}: cannot listen on {address}: {error.strerror or error}"
-        ) from error
+        # Python 3.11 repeats the address in it: "... (while attempting to bind on address ...)".
+        why = str(error.strerror or error).partition(" (while ")[0]
+        shown = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else address
+        raise OSError(error.errno, f"{option}: cannot listen on {shown}: {why}") from error
     except UnicodeError as error:  # from the encoding of host names (IDNA)
         raise ConfigurationError(f"{option}: {host!r} is no host name: {error}") from None
 

@@ -7,7 +7,7 @@ orchestrator). Answers have goim's shape, ``{"code":0,"message":"","data":...}``
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from typing import Any
 
 import anyio.lowlevel
@@ -19,7 +19,7 @@ from goim_core.overview import Overview
 from goim_core.prometheus import CONTENT_TYPE
 from goim_core.scrape import scrape
 
-__all__ = ["OperatorAPI"]
+__all__ = ["OperatorAPI", "version"]
 
 TOP = 20
 """How many rooms are shown, the largest ones."""
@@ -64,7 +64,7 @@ class OperatorAPI:
         }
         return {
             "node": server.node().name,
-            "version": _version(),
+            "version": version(),
             "uptime": server.uptime,
             "ready": not server.unready,
             "draining": server.draining,
@@ -108,8 +108,9 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _version() -> str:
+def version() -> str:
+    """The installed version of goim_core."""
     try:
-        return version("goim_core")
-    except PackageNotFoundError:  # run from its source
+        return metadata.version("goim_core")
+    except metadata.PackageNotFoundError:  # run from its source
         return "unknown"

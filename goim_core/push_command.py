@@ -17,7 +17,7 @@ from goim_core.errors import ConfigurationError
 from goim_core.listener import parse_address
 from goim_core.settings import API_KEYS_VARIABLE, read_api_keys
 
-__all__ = ["add_push", "host_port"]
+__all__ = ["add_push", "add_trust", "host_port", "trust"]
 
 TIMEOUT = 30.0
 _PORTS = {"http": 80, "https": 443}
@@ -25,7 +25,7 @@ _PORTS = {"http": 80, "https": 443}
 
 def add_push(commands: Any) -> None:
     """Add it to the commands of a parser."""
-    push = commands.add_parser("push", help="push a message through the push API")
+    push = commands.add_parser("push", help="push a message through the push API", description=_push.__doc__)
     kinds = push.add_subparsers(required=True, metavar="room | mids | keys | all")
     room = kinds.add_parser("room", help="to a room")
     room.add_argument("type")
@@ -49,9 +49,15 @@ def _add_server(kind: argparse.ArgumentParser) -> None:
     kind.add_argument("--http", default="127.0.0.1:3111", metavar="HOST:PORT|URL", help="the push API")
     keys = f"the API key is its first line (default: {API_KEYS_VARIABLE})"
     kind.add_argument("--api-key-file", metavar="FILE", help=keys)
-    kind.add_argument("--ca", metavar="FILE.pem", help="who is trusted, for https (default: the system's)")
-    kind.add_argument("--certificate", metavar="FILE.pem", help="what is shown, where https asks for one")
-    kind.add_argument("--private-key", metavar="FILE.pem", help="its key, where that is another file")
+    add_trust(kind, "https")
+
+
+def add_trust(command: argparse.ArgumentParser, door: str) -> None:
+    """Add the options that :func:`trust` reads, for a command that connects to ``door``."""
+    ca = f"who is trusted, for {door} (default: the system's)"
+    command.add_argument("--ca", metavar="FILE.pem", help=ca)
+    command.add_argument("--certificate", metavar="FILE.pem", help="what is shown, where one is asked for")
+    command.add_argument("--private-key", metavar="FILE.pem", help="its key, where that is another file")
 
 
 def _push(call: argparse.Namespace) -> int:
@@ -87,7 +93,7 @@ def _headers(call: argparse.Namespace) -> dict[str, str]:
 def _connection(call: argparse.Namespace) -> http.client.HTTPConnection:
     scheme, host, port = _server(call.http)
     if scheme == "https":
-        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=_context(call))
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=trust(call))
     return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
 
 
@@ -107,7 +113,8 @@ def _server(address: str) -> tuple[str, str, int]:
     return url.scheme, host, port
 
 
-def _context(call: argparse.Namespace) -> ssl.SSLContext:
+def trust(call: argparse.Namespace) -> ssl.SSLContext:
+    """Whom the call trusts and what it shows; raises ConfigurationError where a file cannot be used."""
     try:
         context = ssl.create_default_context(cafile=call.ca)
         if call.certificate:

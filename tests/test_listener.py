@@ -196,9 +196,12 @@ def test_a_port_that_is_taken_on_one_address_is_not_listened_on_at_the_other(
 def test_a_port_in_use_names_the_option_and_the_address(closing: Callable[..., Any]) -> None:
     (taken,) = bound(closing, "127.0.0.1:0")
     address = f"127.0.0.1:{taken.getsockname()[1]}"
-    with pytest.raises(OSError, match=f"ws: cannot listen on {address}: Address already in use") as raised:
-        bind("ws", address, 16)
-    assert raised.value.errno == errno.EADDRINUSE
+    for given in (address, taken.getsockname()):
+        with pytest.raises(
+            OSError, match=f"ws: cannot listen on {address}: Address already in use$"
+        ) as raised:
+            bind("ws", given, 16)
+        assert raised.value.errno == errno.EADDRINUSE
 
 
 @pytest.mark.parametrize("host", ["x" * 64 + ".invalid", "a..b"])

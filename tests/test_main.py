@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,14 @@ def test_a_backend_that_is_not_installed(
         ),
         ("listen --tcp 3101", "tcp: expected 'host:port', got '3101'"),
         ("listen --tcp unix:a", "tcp: expected 'host:port', got 'unix:a'"),
+        (
+            "listen --url http://a:1",
+            "url: expected tcp://, tls://, ws:// or wss:// and a host, got 'http://a:1'",
+        ),
+        (
+            "listen --url wss://a:1 --ca no.pem",
+            "ca, certificate: cannot use them: [Errno 2] No such file or directory",
+        ),
         ("listen --accepts 1000,x", "accepts: expected operations separated by commas, got '1000,x'"),
     ],
 )
@@ -251,6 +260,13 @@ def test_a_call_that_is_none(arguments: str, message: str, capsys: pytest.Captur
     assert not out
     assert message in err
     assert err.startswith("usage: goim-core")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"goim_core {metadata.version('goim_core')}\n"
 
 
 def test_an_adapter_that_is_not_installed(

@@ -151,6 +151,7 @@ async def main(call: argparse.Namespace) -> None:
             shown = "127.0.0.1" if call.host in ("", "0.0.0.0", "::") else call.host
             port = server.port("http")
             print(f"ready: open http://{shown}:{port}/ in two windows; Ctrl+C stops", flush=True)
+            print(f"its operator page: http://{shown}:{port}/goim/operator/", flush=True)
             for key in settings.get("api_keys", ())[:1]:
                 print(f"a push needs this: curl -H 'Authorization: Bearer {key}' ...", flush=True)
             async for _ in signals:
@@ -162,5 +163,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=call.log.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         anyio.run(main, call)
-    except GoimError as error:
-        sys.exit(f"chat: {error}")
+    except (GoimError, OSError) as error:
+        sys.exit(f"chat: {getattr(error, 'strerror', None) or error}")

@@ -342,6 +342,7 @@ def test_serve_with_a_certificate(files: str, tmp_path: Path) -> None:
         arguments = ["--certificate", "chain.pem", "--private-key", "key.pem"]
     context = ssl.create_default_context()
     authority.configure_trust(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     doors = ("--tls", ANYWHERE, "--wss", ANYWHERE)
     with started("goim_core", "serve", "--auth", "open", *doors, *arguments, cwd=tmp_path) as server:
         at = listening(server)
@@ -350,6 +351,11 @@ def test_serve_with_a_certificate(files: str, tmp_path: Path) -> None:
             assert receive(secured) == Frame(Op.AUTH_REPLY, b"", 7)
         wss = context.wrap_socket(connected(at["wss"]), server_hostname="127.0.0.1")
         assert upgraded(wss, "/sub").startswith(b"HTTP/1.1 101 ")
+        for door in ("tls", "wss"):
+            url = f"{door}://{at[door]}"
+            with started("goim_core", "listen", "--url", url, "--ca", "ca.pem", cwd=tmp_path) as listener:
+                assert listener.error_line() == f"listening on {url}"
+        assert "CERTIFICATE_VERIFY_FAILED" in run("goim_core", "listen", "--url", url).stderr
         assert server.stop()[0] == 0
 
 
