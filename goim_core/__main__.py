@@ -78,52 +78,67 @@ def _add_serve(commands: Any) -> None:
     defaults = ", ".join(f"--{door} {address}" for door, address in DEFAULT_DOORS.items())
     serve = commands.add_parser(
         "serve",
+        usage="%(prog)s [--config FILE.toml] [--auth HOW] [option ...]",
         help="run a server",
         description=f"{_serve.__doc__} At SIGHUP it reads its files again. "
         f"Without any address it listens on goim's ports: {defaults}.",
     )
     serve.set_defaults(run=_serve)
-    api = "the push API"
-    protocols = ("TCP", "TCP with TLS", "WebSocket", "WebSocket with TLS", api, f"{api} with TLS")
-    for door, what in zip(DOORS, protocols, strict=True):
-        serve.add_argument(f"--{door}", action="append", metavar="HOST:PORT", help=f"listen here for {what}")
-    auths = "who may connect; has to be chosen"
-    serve.add_argument("--auth", metavar="open|signed|jwt|MODULE:CLASS", help=auths)
-    _add_secret_file(serve, "--auth signed")
-    serve.add_argument("--rooms", metavar="MODULE:CLASS", help="a room hook: who may be in which room")
-    serve.add_argument("--sessions", metavar="MODULE:CLASS", help="a session hook")
-    serve.add_argument("--messages", metavar="MODULE:CLASS", help="a message hook")
-    for part, what in (("queue", "the queue"), ("registry", "the registry"), ("discovery", "the discovery")):
-        serve.add_argument(f"--{part}", metavar="URL|MODULE:CLASS", help=f"{what} that nodes share")
-    storages = "memory|sqlite:FILE|postgres:DSN|MODULE:CLASS"
-    serve.add_argument("--storage", metavar=storages, help="the inboxes of users (default: none)")
-    serve.add_argument("--backend", choices=BACKENDS, help="the event loop (default: asyncio)")
-    _add_security(serve)
-    serve.add_argument("--host", help="the name at which clients are told to find this server")
-    serve.add_argument("--name", help="this node's name")
-    for place, what in (("region", "REGION"), ("zone", "ZONE"), ("weight", "WEIGHT")):
-        serve.add_argument(
-            f"--{place}", help=f"of this node, for --discovery (default: {what} of the environment)"
-        )
-    serve.add_argument("--log", metavar="LEVEL", help="the log level (default: warning)")
-    serve.add_argument("--log-format", choices=LOG_FORMATS, help="how a record is written (default: text)")
-    tables = "the same settings, and [options], [signed], [jwt]"
+    tables = "the same settings, and [options], [signed], [jwt]; options here go first"
     serve.add_argument("--config", metavar="FILE.toml", type=Path, help=tables)
+    _add_doors(serve.add_argument_group("where it listens; each may be repeated"))
+    _add_parts(serve.add_argument_group("what it is made of"))
+    _add_security(serve.add_argument_group("TLS, and who may push"))
+    _add_node(serve.add_argument_group("one node of many"))
+    process = serve.add_argument_group("the process")
+    process.add_argument("--backend", choices=BACKENDS, help="the event loop (default: asyncio)")
+    process.add_argument("--log", metavar="LEVEL", help="the log level (default: warning)")
+    process.add_argument("--log-format", choices=LOG_FORMATS, help="how a record is written (default: text)")
 
 
-def _add_security(serve: argparse.ArgumentParser) -> None:
+def _add_doors(group: Any) -> None:
+    api = "the push API and the operator page"
+    protocols = ("TCP", "TCP with TLS", "WebSocket", "WebSocket with TLS", api, f"{api}, with TLS")
+    for door, what in zip(DOORS, protocols, strict=True):
+        group.add_argument(f"--{door}", action="append", metavar="HOST:PORT", help=what)
+
+
+def _add_parts(group: Any) -> None:
+    auths = "who may connect: has to be chosen, here or in --config"
+    group.add_argument("--auth", metavar="open|signed|jwt|MODULE:CLASS", help=auths)
+    _add_secret_file(group, "--auth signed")
+    group.add_argument("--rooms", metavar="MODULE:CLASS", help="a room hook: who may be in which room")
+    group.add_argument(
+        "--sessions", metavar="MODULE:CLASS", help="a session hook: how many logins, who is here"
+    )
+    group.add_argument("--messages", metavar="MODULE:CLASS", help="a message hook: what clients send")
+    storages = "memory|sqlite:FILE|postgres:DSN|MODULE:CLASS"
+    group.add_argument("--storage", metavar=storages, help="the inboxes of users (default: none)")
+
+
+def _add_node(group: Any) -> None:
+    for part in ("queue", "registry", "discovery"):
+        group.add_argument(f"--{part}", metavar="URL|MODULE:CLASS", help=f"the {part} that nodes share")
+    group.add_argument("--host", help="the name at which clients are told to find this server")
+    group.add_argument("--name", help="this node's name")
+    for place in ("region", "zone", "weight"):
+        text = f"of this node, for --discovery (default: {place.upper()} of the environment)"
+        group.add_argument(f"--{place}", help=text)
+
+
+def _add_security(group: Any) -> None:
     chain = "certificate chain for --tls, --wss and --https"
-    serve.add_argument("--certificate", metavar="FILE.pem", help=chain)
-    serve.add_argument("--private-key", metavar="FILE.pem", help="its key, where that is another file")
+    group.add_argument("--certificate", metavar="FILE.pem", help=chain)
+    group.add_argument("--private-key", metavar="FILE.pem", help="its key, where that is another file")
     clients = "ask clients at --tls and --wss for a certificate of these authorities"
-    serve.add_argument("--client-ca", metavar="FILE.pem", help=clients)
+    group.add_argument("--client-ca", metavar="FILE.pem", help=clients)
     keys = f"the keys of those who may push, one a line (default: {API_KEYS_VARIABLE})"
-    serve.add_argument("--api-key-file", metavar="FILE", help=keys)
+    group.add_argument("--api-key-file", metavar="FILE", help=keys)
     pushers = "ask those who push at --https for a certificate of these authorities"
-    serve.add_argument("--api-client-ca", metavar="FILE.pem", help=pushers)
+    group.add_argument("--api-client-ca", metavar="FILE.pem", help=pushers)
 
 
-def _add_secret_file(command: argparse.ArgumentParser, purpose: str) -> None:
+def _add_secret_file(command: Any, purpose: str) -> None:
     text = f"the secrets of {purpose}, one a line, the first one signs (default: {SECRET_VARIABLE})"
     command.add_argument("--secret-file", metavar="FILE", help=text)
 

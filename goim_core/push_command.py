@@ -27,12 +27,13 @@ def add_push(commands: Any) -> None:
     """Add it to the commands of a parser."""
     push = commands.add_parser("push", help="push a message through the push API", description=_push.__doc__)
     kinds = push.add_subparsers(required=True, metavar="room | mids | keys | all")
-    room = kinds.add_parser("room", help="to a room")
-    room.add_argument("type")
-    room.add_argument("room")
+    room = kinds.add_parser("room", help="to the room TYPE://ROOM")
+    room.add_argument("type", metavar="TYPE")
+    room.add_argument("room", metavar="ROOM")
     mids = kinds.add_parser("mids", help="to users")
     mids.add_argument("mids", metavar="MID[,MID...]")
-    mids.add_argument("--idempotency-key", default="", help="tried again with the same, it is stored once")
+    once = "tried again with the same, it is stored once"
+    mids.add_argument("--idempotency-key", default="", metavar="KEY", help=once)
     keys = kinds.add_parser("keys", help="to connections")
     keys.add_argument("keys", metavar="KEY[,KEY...]")
     everyone = kinds.add_parser("all", help="to everyone")
@@ -41,12 +42,13 @@ def add_push(commands: Any) -> None:
     for kind, query in queries:
         _add_server(kind)
         kind.add_argument("--op", required=True, help="the operation that clients see, 64 or more")
-        kind.add_argument("text", help="the message; '-' reads it from standard input")
+        kind.add_argument("text", metavar="TEXT", help="the message; '-' reads it from standard input")
         kind.set_defaults(run=_push, query=query, path=f"/goim/push/{kind.prog.split()[-1]}")
 
 
 def _add_server(kind: argparse.ArgumentParser) -> None:
-    kind.add_argument("--http", default="127.0.0.1:3111", metavar="HOST:PORT|URL", help="the push API")
+    api = "the push API (default: 127.0.0.1:3111)"
+    kind.add_argument("--http", default="127.0.0.1:3111", metavar="HOST:PORT|URL", help=api)
     keys = f"the API key is its first line (default: {API_KEYS_VARIABLE})"
     kind.add_argument("--api-key-file", metavar="FILE", help=keys)
     add_trust(kind, "https")

@@ -244,7 +244,7 @@ def test_push_and_listen_with_a_mistake(
         ("", "the following arguments are required: serve | push | listen | token"),
         ("run", "invalid choice: 'run'"),
         ("push", "the following arguments are required: room | mids | keys | all"),
-        ("push room live --op 1000 hi", "the following arguments are required: text"),
+        ("push room live --op 1000 hi", "the following arguments are required: TEXT"),
         ("push all hi", "the following arguments are required: --op"),
         ("serve --backend curio", "invalid choice: 'curio'"),
         ("listen --mid me", "invalid int value: 'me'"),
