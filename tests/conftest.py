@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import hypothesis  # noqa: F401  # before trio: loaded at the end, where trio is there already, it warns
 import pytest
 
 BACKENDS: list[Any] = [
