@@ -13,6 +13,7 @@ import argparse
 import json
 import secrets
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from enum import IntEnum
@@ -28,6 +29,7 @@ from goim_core import (
     Disconnect,
     ErrorCode,
     Frame,
+    GoimError,
     MessageHook,
     Op,
     Options,
@@ -240,4 +242,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except (GoimError, OSError) as error:
+        sys.exit(f"danmaku: {getattr(error, 'strerror', None) or error}")

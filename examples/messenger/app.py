@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import anyio
 from examples.messenger.directory import Directory
 from examples.messenger.hooks import Devices, Messages, Rooms
 from examples.messenger.login import Login
-from goim_core import Options, Server
+from goim_core import GoimError, Options, Server
 from goim_core.adapters.sqlite import SQLiteStorage
 from goim_core.auth import SignedTokenAuth
 from goim_core.settings import API_KEYS_VARIABLE, read_api_keys
@@ -70,4 +71,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except (GoimError, OSError) as error:
+        sys.exit(f"messenger: {getattr(error, 'strerror', None) or error}")
