@@ -206,7 +206,7 @@ class Conversation(Connection):
         if frame.op == HEARTBEAT:
             self.deadline = edge.deadlines.clock.now() + edge.silence
             channel.reply(self.wire.encode(edge.operations.heartbeat(channel, frame)))
-            if edge.logic.beats:
+            if edge.logic.beats and self.stage is LIVE:  # the reply may have ended it
                 written = channel.inbox.beat() if channel.inbox is not None else 0
                 self._begin(
                     edge.logic.heartbeat(channel.session, written),

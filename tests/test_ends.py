@@ -357,3 +357,24 @@ async def test_a_storage_that_reads_nonsense_ends_only_those_that_read_it(answer
         await client.assert_closed(CloseCode.INTERNAL_ERROR)
         await app.push_mids([1], 1000, b"x")
         await before.assert_push(1000, b"x")
+
+
+@pytest.mark.parametrize("sending", ["fails", "blocks"])
+async def test_a_heartbeat_whose_reply_ends_the_connection_concerns_no_hook(sending: str) -> None:
+    """An exchange that began after the end would come to an end of its own, and renew a route that is gone."""
+    hooks, registry = Application(heartbeat=lambda: after_a_while(None)), LaterRegistry()
+    async with run(hooks, registry=registry, options=Options(outbox_packets=1)) as app:
+        client = await app.connect({"mid": 1, "room_id": ROOMS[0], "accepts": ACCEPTS}, capacity=30)
+        if sending == "fails":
+            client.link.ended = True  # a peer that has reset: what it sent before is still read
+        client.pause_reading()
+        for _ in range(2 if sending == "blocks" else 0):
+            await client.send(Op.HEARTBEAT)
+            await app.idle()
+        renewed = len(registry.renewed)
+        await client.send(Op.HEARTBEAT)
+        await app.idle()
+        assert hooks.reasons == [CloseCode.LOST if sending == "fails" else CloseCode.SLOW]
+        assert len(registry.renewed) == renewed
+        assert hooks.count == (1, 1, 1, 1)
+    assert hooks.count == (1, 1, 1, 1)
