@@ -116,11 +116,7 @@ class Admission:
         return option
 
     def _too_many_of(self, address: str, at_most: int) -> bool:
-        return (
-            0 < at_most <= self._addresses.get(_network(address), 0)
-            and address != ""
-            and not self._trusted(address)
-        )
+        return 0 < at_most <= self._addresses.get(_network(address), 0) and not self.trusts(address)
 
     def trusts(self, address: str) -> bool:
         """Whether the connections of ``address`` are not counted, or are of no address at all."""
@@ -209,7 +205,7 @@ class Seats:
         self._counters = counters
         self._admission = admission
         self._make_way = make_way
-        self._addresses: Counter[str] = Counter()
+        self._addresses: Tally[str | bytes] = Tally()
         self.most = options.http_max_connections
 
     def room(self) -> int:
@@ -223,16 +219,16 @@ class Seats:
     def take(self, address: str) -> bool:
         """A connection of ``address`` has been accepted; whether it may stay."""
         most = max(1, self.most // 2)
-        if self._addresses[address] >= most and not self._admission.trusts(address):
+        if self._addresses.get(_network(address), 0) >= most and not self._admission.trusts(address):
             self._counters.refusals["http_max_connections"] += 1
             return False
-        self._addresses[address] += 1
+        self._addresses.add(_network(address))
         self._counters.http += 1
         return True
 
     def leave(self, address: str) -> bool:
         """A connection has ended; whether there was no room before."""
-        self._addresses -= Counter((address,))
+        self._addresses.add(_network(address), -1)
         self._counters.http -= 1
         return self._counters.http + 1 >= self.most
 

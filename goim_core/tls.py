@@ -233,4 +233,5 @@ class TLSSocket:
     def close(self) -> None:
         """Close the socket."""
         self._wait_for(memoryview(b""))
+        self.account = None  # a push that is under way may still write here, and nothing waits any more
         self.raw.close()

@@ -222,7 +222,7 @@ def the_figures_fit(app: App) -> None:
     here = [source for source in app.server.links.sources() if isinstance(source, Conversation)]
     assert counters.opened - counters.closed == len(here)
     assert counters.outboxes.waiting == sum(connection.waiting for connection in here)
-    assert sum(edge.admission._networks.counts.values()) == sum(bool(c.channel.address) for c in here)
+    assert sum(edge.admission._addresses.values()) == sum(bool(c.channel.address) for c in here)
     assert set(edge.admission._entering) <= set(here)
     assert counters.handshakes >= len(edge.admission._entering)
     assert set(edge.budget._resting) <= {c for c in here if c.busy and c.unwatched}
@@ -238,7 +238,7 @@ def nothing_is_left(app: App, application: Application) -> None:
     assert (counters.handshakes, counters.outboxes.waiting) == (0, 0)
     left = {
         "entering": edge.admission._entering,
-        "addresses": edge.admission._networks.counts,
+        "addresses": edge.admission._addresses,
         "read": edge.budget._used,
         "resting": edge.budget._resting,
         "leaving": edge.leaving,

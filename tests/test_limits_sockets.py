@@ -17,7 +17,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goim_core.admission import Admission
+from goim_core.admission import Admission, Seats
 from goim_core.auth import OpenAuth
 from goim_core.channel import Counters
 from goim_core.clock import Deadlines
@@ -228,6 +228,17 @@ async def test_half_of_them_at_most_are_of_one_address() -> None:
             async with await anyio.connect_tcp(HOST, server.port("http")) as stream:
                 assert (await get(stream)).startswith(b"200")
             await streams[1].aclose()
+
+
+def test_half_of_them_at_most_are_of_one_network() -> None:
+    counters = Counters()
+    options = Options(http_max_connections=4)
+    seats = Seats(counters, Admission(counters, ManualClock(), options), options, abs)
+    assert [seats.take(f"2001:db8::{number}") for number in range(4)] == [True, True, False, False]
+    assert seats.take("2001:db8:0:1::1")
+    for address in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"):
+        seats.leave(address)
+    assert (counters.http, len(seats._addresses)) == (0, 0)
 
 
 async def test_the_sizes_of_a_request() -> None:

@@ -12,6 +12,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from goim_core.outbox import Account
 from goim_core.tls import RECORD, TLSSocket
 
 HOST = "server.example"
@@ -126,6 +127,15 @@ def test_a_record_in_pieces(shaken: Pair) -> None:
 def test_nothing_to_read(shaken: Pair) -> None:
     with pytest.raises(BlockingIOError):
         shaken.server.recv(65536)
+
+
+def test_what_is_sent_after_the_end_does_not_wait(shaken: Pair) -> None:
+    shaken.server.account = account = Account()
+    shaken.server.close()
+    for _ in range(2):
+        with pytest.raises(OSError):
+            shaken.server.send(b"of a push that is under way")
+    assert account.waiting == 0
 
 
 def test_sending_before_the_handshake_is_an_error_of_the_socket(pair: Pair) -> None:
