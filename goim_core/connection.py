@@ -176,11 +176,11 @@ class Connection:
         self._expect_write()
         self._watch()
 
-    def close(self, why: Disconnect) -> None:
-        """Tell the client why and close, without waiting for it."""
+    def close(self, why: Disconnect, counted: int = 0) -> None:
+        """Tell the client why and close, without waiting for it; ``counted`` under another code than that."""
         if self.stage >= CLOSING:
             return
-        self._leave(why, CLOSING)
+        self._leave(why, CLOSING, counted)
         self.deadline = self.edge.deadlines.clock.now() + self.edge.options.farewell_timeout
         self.edge.deadlines.watch(self)
         farewell = self.wire.farewell(why)
@@ -209,7 +209,7 @@ class Connection:
             self._leave(Disconnect(f"connection lost: {error.strerror or error}", CloseCode.LOST), CLOSED)
         self._finish()
 
-    def _leave(self, why: Disconnect, stage: Stage) -> None:
+    def _leave(self, why: Disconnect, stage: Stage, counted: int = 0) -> None:
         if self.stage < LIVE:
             self.edge.admission.gave_up(self)
         if self.busy and self.edge.budget.wakes(self):
@@ -218,7 +218,7 @@ class Connection:
         self.stage = stage
         self.why = why
         self.on_leave()
-        self.edge.counters.closes[why.code] += 1
+        self.edge.counters.closes[counted or why.code] += 1
         if self.channel.session is not NOBODY:
             self.edge.comet.remove(self.channel)
         if not self.busy:
@@ -351,7 +351,8 @@ class Connection:
         if answer.data:
             self.channel.reply(answer.data)
         if answer.close is not None:
-            self.close(answer.close)
+            # From 3000 on a client says what it likes: no figure of ours, and no 2000 of them.
+            self.close(answer.close, CloseCode.NORMAL if answer.close.code >= 3000 else 0)
         elif self.stage is HANDSHAKE:
             self.stage = AUTH
             self.edge.admission.went_on(self)

@@ -136,6 +136,20 @@ async def test_proxies_and_unix_sockets_are_not_counted() -> None:
         await app.connect(address=FAR)
 
 
+@pytest.mark.parametrize(("said", "counted"), [(1001, 1001), (3000, 1000), (4003, 1000), (4999, 1000)])
+async def test_what_clients_say_when_they_leave_makes_no_figures_of_their_own(
+    said: int, counted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "goim_core.connection")
+    async with running() as app:
+        client = await app.connect(wire="ws")
+        await client.send_bytes(b"\x88\x82\0\0\0\0" + said.to_bytes(2))
+        await app.idle()
+        assert dict(app.server.stats().closes) == {counted: 1}
+    [line] = [record for record in caplog.records if record.name == "goim_core.connection"]
+    assert line.__dict__["code"] == said
+
+
 # On their way in.
 
 
