@@ -47,7 +47,6 @@ Message: TypeAlias = tuple[h11.Response, bytes]
 class Door(Protocol):
     """What a conversation asks of :class:`~goim_core.http_door.HTTPDoor`, which says what all of it means."""
 
-    max_body: int
     max_header: int
     timeout: float
     idle: float
@@ -58,6 +57,9 @@ class Door(Protocol):
 
     def refusal(self, request: Request) -> Response | None:
         """Why ``request``, of which the head is there, is not read any further; None where it is."""
+
+    def most_body(self, request: Request | Response) -> int:
+        """The largest body that ``request`` may have."""
 
     async def answer(self, request: Request) -> Message:
         """The answer to a whole request."""
@@ -94,6 +96,7 @@ class Conversation:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=door.max_header)
         self._scope = anyio.CancelScope()  # its deadline is what the connection waits for just now
         self._head_only = False
+        self._most_body = 0
         self._address = ""
         self._displaced = False
         if isinstance(sock, TLSSocket):
@@ -180,7 +183,7 @@ class Conversation:
                 request = self._begun(event)
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > self._door.max_body:
+                if len(body) > self._most_body:
                     raise self._too_large()
             elif isinstance(event, h11.EndOfMessage) and request is not None:
                 if not waits:
@@ -210,13 +213,14 @@ class Conversation:
         refusal = None if isinstance(request, Response) else self._door.refusal(request)
         if refusal is not None:
             raise _Refused(refusal)
+        self._most_body = self._door.most_body(request)
         for name, value in head.headers:
-            if name == b"content-length" and int(value) > self._door.max_body:
+            if name == b"content-length" and int(value) > self._most_body:
                 raise self._too_large()
         return request
 
     def _too_large(self) -> _Refused:
-        return _Refused(error(413, f"body: expected at most {self._door.max_body} bytes"))
+        return _Refused(error(413, f"body: expected at most {self._most_body} bytes"))
 
     async def _more(self, waits: int) -> None:
         """Give h11 more bytes. ``waits`` is how often this request has waited for some before."""

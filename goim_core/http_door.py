@@ -22,6 +22,9 @@ from goim_core.tls import TLSSocket
 
 __all__ = ["JSON", "HTTPDoor", "Handler", "Request", "Response", "Routes", "error"]
 
+UNASKED = 1 << 14
+"""The largest body that a GET may have, or a request that no route is for (RFC 9110 section 9.3.1)."""
+
 _log = logging.getLogger("goim_core.http")
 
 
@@ -29,7 +32,7 @@ class HTTPDoor:
     """Serves ``routes`` on sockets that somebody else accepts, and ``guarded`` to those whom ``guard`` lets.
 
     ``max_body`` and ``max_header`` bytes of a request, above which it is answered 413 or 431 and its
-    connection closed; ``timeout`` seconds for a TLS handshake with the first request, for a whole request
+    connection closed (a body that no route asks for has 16 KB at most); ``timeout`` seconds for a TLS handshake with the first request, for a whole request
     to arrive after its first byte (then 408), and for a peer that takes none of its answer; ``idle``
     seconds between requests; ``linger`` seconds for the peer of a refused request to read why. A handler
     has no time limit.
@@ -95,6 +98,13 @@ class HTTPDoor:
     def refusal(self, request: Request) -> Response | None:
         """The guard's answer to ``request``, asked before its body is read; None where it lets it in."""
         return self.guard.refusal(request) if request.path in self.guarded else None
+
+    def most_body(self, request: Request | Response) -> int:
+        """The largest body that ``request`` may have: no large one is kept in memory that no route asks for."""
+        if isinstance(request, Request) and request.method not in ("GET", "HEAD"):
+            if request.method in self.routes.get(request.path, ()):
+                return self.max_body
+        return min(self.max_body, UNASKED)
 
     async def answer(self, request: Request) -> Message:
         """The answer of the route that ``request`` names, or the error that says why there is none."""

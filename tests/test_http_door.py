@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from goim_core import http_conversation
 from goim_core.errors import ConfigurationError
-from goim_core.http_door import Handler, HTTPDoor, Request, Response, Routes
+from goim_core.http_door import UNASKED, Handler, HTTPDoor, Request, Response, Routes
 from goim_core.http_pages import pages
 from goim_core.protocol import Frame, Op
 
@@ -356,6 +356,18 @@ async def test_a_larger_body_is_refused(size: int) -> None:
             assert (answer.status, answer.headers["connection"]) == (413, "close")
             assert answer.body == failure(413, f"body: expected at most {size} bytes")
             assert await peer.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "request_", [("POST", "/nowhere"), ("GET", "/hello"), ("PUT", "/echo"), ("POST", "%zz%ff")]
+)
+async def test_no_large_body_is_kept_that_no_route_asks_for(request_: tuple[str, str]) -> None:
+    line = "{} {} HTTP/1.1\r\nHost: x\r\nContent-Length: {{}}\r\n\r\n".format(*request_)
+    async with connected(HTTPDoor(ROUTES)) as peer:
+        await peer.send(line.format(UNASKED).encode() + b"x" * UNASKED)
+        assert (await peer.answer()).status in (200, 400, 404, 405)
+        await peer.send(line.format(UNASKED + 1).encode())
+        assert (await peer.answer()).status == 413
 
 
 async def test_a_length_that_is_no_number_one_can_have_is_refused() -> None:
