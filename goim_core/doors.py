@@ -26,6 +26,12 @@ class Contexts:
     pushers: ssl.SSLContext | None
     """For ``https``, where it is another."""
 
+    def __attrs_post_init__(self) -> None:
+        for argument, context in (("ssl_context", self.clients), ("https_context", self.pushers)):
+            # ssl.create_default_context() makes one, and every handshake would fail.
+            if context is not None and context.protocol is ssl.PROTOCOL_TLS_CLIENT:
+                raise ConfigurationError(f"{argument}: expected a server's context, got a client's")
+
     def of(self, door: str) -> ssl.SSLContext | None:
         """The context of ``door``; None where it has no TLS.
 

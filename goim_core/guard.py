@@ -13,7 +13,9 @@ import hmac
 import ipaddress
 import logging
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from math import inf
 
 from goim_core.errors import ConfigurationError
 from goim_core.http_message import Request, Response, error
@@ -22,6 +24,8 @@ __all__ = ["MIN_API_KEY", "Guard", "is_loopback"]
 
 MIN_API_KEY = 16
 """The shortest API key, in characters."""
+TOLD = 20
+"""How many addresses that are refused are named in the log each second."""
 
 _KEY = re.compile(rf"[!-~]{{{MIN_API_KEY},}}")  # what a header carries as it is (RFC 9110 section 5.5)
 _PORT = re.compile(r":[0-9]*\Z")
@@ -39,11 +43,14 @@ class Guard:
     Raises :class:`~goim_core.errors.ConfigurationError` for a key that is none, and does not repeat it.
     """
 
-    def __init__(self, api_keys: Iterable[str] = ()) -> None:
+    def __init__(self, api_keys: Iterable[str] = (), now: Callable[[], float] = time.monotonic) -> None:
         if isinstance(api_keys, str | bytes) or not isinstance(api_keys, Iterable):
             raise ConfigurationError(f"api_keys: expected a list of keys, got {type(api_keys).__name__}")
         # Hashes are all of one length, so that no comparison tells a key's; and the keys are not kept.
         self._hashes = tuple(_hash(_checked(key)) for key in api_keys)
+        self._now = now
+        self._quiet_until = -inf
+        self._untold: dict[str, int] = {}
 
     @property
     def has_keys(self) -> bool:
@@ -56,10 +63,27 @@ class Guard:
         found = _refused_page(request) if keyless else self._refused_key(request)
         if found is not None:
             status, why, headers = found
-            who = request.address or "a peer on a Unix socket"
-            _log.warning("%s: refused to %s: %s", request.path, who, why)
+            self._tell(request.path, request.address or "a peer on a Unix socket", why)
             return error(status, why, headers)
         return None
+
+    def _tell(self, path: str, who: str, why: str) -> None:
+        """Log a refusal: one line a second for each of some addresses, and then how many more there were."""
+        now = self._now()
+        if now >= self._quiet_until:
+            for other, count in self._untold.items():
+                if count:
+                    _log.warning("refused to %s: %d more", other, count)
+            self._untold.clear()
+            self._quiet_until = now + 1.0
+        if who not in self._untold and len(self._untold) >= TOLD:
+            who = "others"
+        if who not in self._untold:
+            self._untold[who] = 0
+            if who != "others":
+                _log.warning("%s: refused to %s: %s", path, who, why)
+                return
+        self._untold[who] += 1
 
     def _refused_key(self, request: Request) -> _Refusal | None:
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")

@@ -133,7 +133,7 @@ class Pipeline:
     def reload(self, options: Options, contexts: Contexts, guard: Guard) -> None:
         """See :meth:`goim_core.Server.reload`."""
         for door, listeners in self.listeners.items():
-            for listener in listeners:
+            for listener in [each for each in listeners if each.open]:
                 check_guarded(door, listener.sock, guard, contexts)
         for name in FIXED:
             now, wanted = getattr(self.options, name), getattr(options, name)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goim_core import ConfigurationError, Request, Response
-from goim_core.guard import Guard, is_loopback
+from goim_core.guard import TOLD, Guard, is_loopback
 
 OLD, NEW = "an-old-key-of-pushers", "a-new-key-of-pushers"
 HERE = "127.0.0.1:3111"
@@ -151,6 +151,31 @@ def test_who_is_refused_is_logged_without_the_key(caplog: pytest.LogCaptureFixtu
                 "an API key is needed: Authorization: Bearer KEY"
             ),
         ),
+    ]
+
+
+def test_who_tries_many_keys_is_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    guard = Guard([NEW], now=lambda: now[0])
+
+    def tries(times: int, address: str) -> list[str]:
+        caplog.clear()
+        for _ in range(times):
+            guard.refusal(asked({"x-api-key": "hidden-and-wrong"}, address=address))
+        return [record.getMessage() for record in caplog.records]
+
+    line = "/goim/push/all: refused to 10.0.0.7: the API key does not fit"
+    assert tries(5, "10.0.0.7") == [line]
+    assert tries(2, "10.0.0.8") == [line.replace("0.7", "0.8")], "one does not hide the other"
+    for number in range(1000):
+        tries(1, f"10.1.{number // 250}.{number % 250}")
+    assert len(guard._untold) == TOLD + 1, "what is kept is bounded"
+    now[0] += 1
+    assert tries(1, "10.0.0.7") == [
+        "refused to 10.0.0.7: 4 more",
+        "refused to 10.0.0.8: 1 more",
+        f"refused to others: {1000 - (TOLD - 2)} more",
+        line,
     ]
 
 

@@ -341,6 +341,13 @@ async def test_a_socket_that_was_accepted_elsewhere() -> None:
             server.accept(cast("Any", Stranger()), "https")
 
 
+@pytest.mark.parametrize("argument", ["ssl_context", "https_context"])
+def test_a_clients_context_is_refused(argument: str, context: ssl.SSLContext) -> None:
+    contexts: dict[str, Any] = {"ssl_context": context, argument: ssl.create_default_context()}
+    with pytest.raises(ConfigurationError, match=f"^{argument}: expected a server's context"):
+        Server(auth=OpenAuth(), https=ANYWHERE, **contexts)
+
+
 def test_https_needs_a_context() -> None:
     with pytest.raises(
         ConfigurationError, match="^ssl_context: expected an ssl.SSLContext, which https needs"

@@ -279,10 +279,11 @@ async def test_while_clients_are_led_away_no_door_is_open_but_http() -> None:
         assert (server.addresses["ws"], server.draining) == ([], True)
         with socket.socket() as late:
             assert late.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
-        http = Client(await World(server).dial("http"))
-        await http.send_raw(b"GET /goim/nodes/weighted HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-        assert (await http.rest()).startswith(b"HTTP/1.1 200 ")
-        http.close()
+        for path, status in ((b"/goim/nodes/weighted", 200), (b"/metrics", 200), (b"/readyz", 503)):
+            http = Client(await World(server).dial("http"))
+            await http.send_raw(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path)
+            assert (await http.rest()).startswith(b"HTTP/1.1 %d " % status)
+            http.close()
         gate.opened.set()
         await client.frame()
         await told_of_the_stop(client)
@@ -297,6 +298,27 @@ async def test_while_clients_are_led_away_no_door_is_open_but_http() -> None:
         await gate.log.reach(1)
         readers.start_soon(look, server, client, server.port("tcp"))
     assert server.addresses == {"tcp": [], "ws": [], "http": []}
+
+
+async def test_settings_may_change_while_the_last_hooks_are_waited_for() -> None:
+    gate = Gate()
+
+    class Slow(SessionHook):
+        async def disconnected(self, session: Session, reason: Disconnect) -> None:
+            await gate.wait("begun")
+
+    async def look(server: Server, client: Client) -> None:
+        await told_of_the_stop(client)
+        await until(lambda: not server.addresses["http"])
+        server.reload(options=Options(heartbeat=7))
+        assert server.options.heartbeat == 7
+        gate.opened.set()
+
+    async with (
+        anyio.create_task_group() as tasks,
+        Server(auth=OpenAuth(), sessions=Slow(), **DOORS) as server,
+    ):
+        tasks.start_soon(look, server, await World(server).login("tcp"))
 
 
 async def test_hooks_may_push_until_the_last_of_them_is_done() -> None:
