@@ -154,7 +154,8 @@ class Channel:
         """
         # At the bound, what is only corked is sent before the client is said not to read.
         if self.outbox is not None and (self.fits(data) or not self.flush()):
-            self.hold(data, 0)
+            if self.outbox is not None:  # sending may have found the socket broken
+                self.hold(data, 0)
             return
         try:
             sent = self.sock.send(data)

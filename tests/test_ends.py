@@ -378,3 +378,21 @@ async def test_a_heartbeat_whose_reply_ends_the_connection_concerns_no_hook(send
         assert len(registry.renewed) == renewed
         assert hooks.count == (1, 1, 1, 1)
     assert hooks.count == (1, 1, 1, 1)
+
+
+async def test_a_link_that_is_found_broken_where_the_outbox_is_full_ends_only_its_own_connection() -> None:
+    hooks = Application()
+    async with run(hooks, options=Options(outbox_packets=3)) as app:
+        client, other = await app.connect({"mid": 1}, capacity=30), await app.connect({"mid": 2})
+        client.pause_reading()
+        for _ in range(4):
+            await client.send(Op.HEARTBEAT)
+        await app.idle()
+        outbox = client.connection.channel.outbox
+        assert outbox is not None
+        assert len(outbox.packets) == 3
+        client.link.ended = True  # a peer that has reset: what it sent before is still read
+        await client.send(Op.HEARTBEAT)
+        await app.idle()
+        assert hooks.reasons == [CloseCode.LOST]
+        assert await other.heartbeat() == 0
