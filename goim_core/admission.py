@@ -68,7 +68,7 @@ class Admission:
     def reload(self, options: Options) -> None:
         """From now on, these are the options."""
         self._options = options
-        self._most = options.max_connections or _descriptors() - SPARE_DESCRIPTORS
+        self._most = options.max_connections or max(1, _descriptors() - SPARE_DESCRIPTORS)
         networks = [ip_network(text) for text in options.trusted]
 
         @lru_cache(maxsize=4096)

@@ -213,6 +213,9 @@ class Conversation:
         refusal = None if isinstance(request, Response) else self._door.refusal(request)
         if refusal is not None:
             raise _Refused(refusal)
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in head.headers}:
+            # Who is in front may have read it by the other: request smuggling (RFC 9112 section 6.1).
+            raise _Refused(error(400, "body: expected Content-Length or Transfer-Encoding, got both"))
         self._most_body = self._door.most_body(request)
         for name, value in head.headers:
             if name == b"content-length" and int(value) > self._most_body:

@@ -32,8 +32,9 @@ class HTTPDoor:
     """Serves ``routes`` on sockets that somebody else accepts, and ``guarded`` to those whom ``guard`` lets.
 
     ``max_body`` and ``max_header`` bytes of a request, above which it is answered 413 or 431 and its
-    connection closed (a body that no route asks for has 16 KB at most); ``timeout`` seconds for a TLS handshake with the first request, for a whole request
-    to arrive after its first byte (then 408), and for a peer that takes none of its answer; ``idle``
+    connection closed (a body that no route asks for has 16 KB at most); ``timeout`` seconds for a TLS
+    handshake with the first request, for a whole request to arrive after its first byte (then 408), and
+    for a peer that takes none of its answer; ``idle``
     seconds between requests; ``linger`` seconds for the peer of a refused request to read why. A handler
     has no time limit.
 
@@ -100,11 +101,13 @@ class HTTPDoor:
         return self.guard.refusal(request) if request.path in self.guarded else None
 
     def most_body(self, request: Request | Response) -> int:
-        """The largest body that ``request`` may have: no large one is kept in memory that no route asks for."""
-        if isinstance(request, Request) and request.method not in ("GET", "HEAD"):
-            if request.method in self.routes.get(request.path, ()):
-                return self.max_body
-        return min(self.max_body, UNASKED)
+        """The largest body that ``request`` may have: none is kept that no route asks for."""
+        asked = (
+            isinstance(request, Request)
+            and request.method not in ("GET", "HEAD")
+            and request.method in self.routes.get(request.path, ())
+        )
+        return self.max_body if asked else min(self.max_body, UNASKED)
 
     async def answer(self, request: Request) -> Message:
         """The answer of the route that ``request`` names, or the error that says why there is none."""

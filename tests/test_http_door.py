@@ -370,6 +370,16 @@ async def test_no_large_body_is_kept_that_no_route_asks_for(request_: tuple[str,
         assert (await peer.answer()).status == 413
 
 
+async def test_a_body_of_two_lengths_is_refused() -> None:
+    async with connected(HTTPDoor(ROUTES)) as peer:
+        both = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"
+        await peer.send(
+            b"POST /echo HTTP/1.1\r\nHost: x\r\n" + both + b"\r\n0\r\n\r\nGET /hello HTTP/1.1\r\n"
+        )
+        assert (await peer.answer()).status == 400
+        assert await peer.rest() == b"", "what follows is not read"
+
+
 async def test_a_length_that_is_no_number_one_can_have_is_refused() -> None:
     async with connected(HTTPDoor(ROUTES)) as peer:
         await peer.send(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"1" * 5000 + b"\r\n\r\n")

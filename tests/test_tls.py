@@ -133,7 +133,7 @@ def test_what_is_sent_after_the_end_does_not_wait(shaken: Pair) -> None:
     shaken.server.account = account = Account()
     shaken.server.close()
     for _ in range(2):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="descriptor"):
             shaken.server.send(b"of a push that is under way")
     assert account.waiting == 0
 
