@@ -97,7 +97,9 @@ class Conversation:
         self._scope = anyio.CancelScope()  # its deadline is what the connection waits for just now
         self._head_only = False
         self._most_body = 0
-        self._address = ""
+        self.address = ""
+        self.answered = 0
+        """How many requests it has answered."""
         self._displaced = False
         if isinstance(sock, TLSSocket):
             sock.in_turns = True
@@ -108,11 +110,11 @@ class Conversation:
         self._displaced = True
         self._scope.cancel()
 
-    async def run(self) -> None:
-        """Serve the peer to the end. Raises OSError where the connection broke; closes nothing."""
+    async def run(self) -> str:
+        """Serve the peer to the end, and say why it came. Raises OSError where the connection broke."""
         if self._raw.family in (socket.AF_INET, socket.AF_INET6):
             self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._address = ip_of(self._raw.getpeername())
+            self.address = ip_of(self._raw.getpeername())
         refused: Response | None = None
         self._door.waiting[self] = None
         try:
@@ -125,7 +127,7 @@ class Conversation:
             self._door.waiting.pop(self, None)
         if self._displaced:
             self._turn_away()
-            return
+            return "its place was given to another"
         if self._scope.cancelled_caught and self._request_begun():
             late = error(408, f"no whole request within {self._door.timeout:g} seconds")
             refused = _Refused(late).answer
@@ -138,6 +140,9 @@ class Conversation:
             await self._part()
         elif self._raw is not self._sock:
             self._sock.shutdown(socket.SHUT_WR)  # so that the end is seen to be one, and no truncation
+        if refused is not None:
+            return f"refused with {refused.status}"
+        return "silent for too long" if self._scope.cancelled_caught else "closed"
 
     def _turn_away(self) -> None:
         """Tell a peer that has begun a request, if it takes that at once: its place is given to another."""
@@ -160,6 +165,7 @@ class Conversation:
             response, body = await self._door.answer(request)
         self._door.waiting[self] = None
         await self._write(self._encode(response, body))
+        self.answered += 1
         if self._http.our_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
@@ -209,7 +215,7 @@ class Conversation:
         if size > self._door.max_header:
             expected = f"headers: expected at most {self._door.max_header} bytes, got {size}"
             raise _Refused(error(431, expected))
-        request = _request(head, self._address, self._certified)
+        request = _request(head, self.address, self._certified)
         refusal = None if isinstance(request, Response) else self._door.refusal(request)
         if refusal is not None:
             raise _Refused(refusal)

@@ -18,6 +18,7 @@ from goim_core.flow import settled
 from goim_core.guard import Guard
 from goim_core.http_conversation import Conversation, Message, message
 from goim_core.http_message import JSON, Handler, Request, Response, Routes, error
+from goim_core.logs import ending_told, tell_http_ending
 from goim_core.tls import TLSSocket
 
 __all__ = ["JSON", "HTTPDoor", "Handler", "Request", "Response", "Routes", "error"]
@@ -89,12 +90,16 @@ class HTTPDoor:
         ``certified``: whoever is at its other end has a certificate that the guard counts. Raises nothing
         for what the peer does or a handler raises.
         """
+        conversation, why = Conversation(self, sock, certified), "the server is stopping"
         try:
-            await Conversation(self, sock, certified).run()
-        except (OSError, anyio.ClosedResourceError) as ended:
-            _log.debug("connection ended: %r", ended)
+            why = await conversation.run()
+        except (OSError, anyio.ClosedResourceError) as lost:
+            why = f"connection lost: {getattr(lost, 'strerror', None) or repr(lost)}"
         finally:
             sock.close()
+            if ending_told():
+                transport = "https" if isinstance(sock, TLSSocket) else "http"
+                tell_http_ending(conversation.address, transport, why, conversation.answered)
 
     def refusal(self, request: Request) -> Response | None:
         """The guard's answer to ``request``, asked before its body is read; None where it lets it in."""

@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["JSONFormatter", "TextFormatter", "ending_told", "shown", "tell_ending"]
+__all__ = ["JSONFormatter", "TextFormatter", "ending_told", "shown", "tell_ending", "tell_http_ending"]
 
 _endings = logging.getLogger("goim_core.connection")
 
@@ -80,3 +80,9 @@ def tell_ending(
         "code": code, "reason": reason, "drops": drops,
     }  # fmt: skip
     _endings.info("%s ended: %s (%d), %d dropped", who, shown(reason), code, drops, extra=extra)
+
+
+def tell_http_ending(address: str, transport: str, reason: str, requests: int) -> None:
+    """The same of a connection with HTTP, of which so many ``requests`` were answered."""
+    extra = {"address": address, "transport": transport, "reason": reason, "requests": requests}
+    _endings.info("%s (%s) ended: %s, %d requests", address, transport, shown(reason), requests, extra=extra)

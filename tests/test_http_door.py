@@ -608,6 +608,37 @@ async def test_an_idle_connection_is_closed_without_a_word() -> None:
         assert await peer.rest() == b""
 
 
+async def test_the_end_of_a_connection_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "goim_core.connection")
+    door = HTTPDoor(ROUTES, idle=0.05)
+    async with connected(door, tcp_pair) as peer:
+        await peer.get("/hello")
+        await peer.get("/hello")
+    async with connected(door) as peer:
+        await peer.send(b"\0")
+        await peer.answer()
+    async with connected(door) as peer:
+        await peer.served.wait()
+    async with connected(door, tcp_pair) as peer:
+        reset(peer.sock)
+        await peer.served.wait()
+    async with connected(door) as peer:
+        peer.cancel.cancel()
+        await peer.served.wait()
+    ends = [record for record in caplog.records if record.name == "goim_core.connection"]
+    assert [record.getMessage() for record in ends[:3]] == [
+        "127.0.0.1 (http) ended: closed, 2 requests",
+        " (http) ended: refused with 400, 0 requests",
+        " (http) ended: silent for too long, 0 requests",
+    ]
+    assert "connection lost: " in ends[3].getMessage()
+    assert (ends[4].__dict__["reason"], ends[0].__dict__["requests"]) == ("the server is stopping", 2)
+    caplog.set_level(logging.WARNING, "goim_core.connection")
+    async with connected(door) as peer:
+        await peer.get("/hello")
+    assert len([record for record in caplog.records if record.name == "goim_core.connection"]) == 5
+
+
 async def test_a_handler_may_take_longer_than_a_request() -> None:
     async def wait(request: Request) -> Response:
         with anyio.move_on_after(0.1):

@@ -134,7 +134,7 @@ async def test_pushes_with_a_key_and_with_a_wrong_one(tmp_path: Path, logged: li
         ):
             async with dialed(world, authority) as peer:
                 assert (await peer.post(f"{PUSH}&token={MARK}", MARK.encode(), headers)).status == status
-    assert sum("refused to 127.0.0.1" in line for line in logged) == 3
+    assert sum("refused to 127.0.0.1" in line for line in logged) >= 1, "a line a second, see test_guard.py"
 
 
 async def test_tls_that_fails(tmp_path: Path, logged: list[str]) -> None:
