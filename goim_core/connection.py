@@ -12,9 +12,7 @@ CLOSING   anything                            thrown away              (at once)
 
 A connection in CLOSING has been told why and has shut down its side. It waits for the peer's end a
 moment: closing a socket with unread bytes in it would reset the connection, and the reason would be
-lost on the way. CLOSED is for good.
-
-What its frames do is conversation.py's.
+lost on the way. CLOSED is for good. What its frames do is conversation.py's.
 """
 
 from __future__ import annotations

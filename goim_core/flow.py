@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import frozen
 
-from goim_core.clock import Clock, Deadlines
+from goim_core.clock import Deadlines
 from goim_core.errors import (
     BackboneError,
     CloseCode,
@@ -31,15 +31,13 @@ from goim_core.errors import (
 from goim_core.metrics import HookTimes
 from goim_core.session import MaybeAwaitable, Session
 
-__all__ = ["Exchanges", "Flow", "attempt", "kept_running", "settle", "settle_unquoted", "settled", "tried"]
+__all__ = ["Exchanges", "Flow", "attempt", "settle", "settle_unquoted", "settled", "tried"]
 
 A = TypeVar("A")
 T = TypeVar("T")
 Flow: TypeAlias = Generator[Awaitable[Any], Any, T]
 
 _PLAIN = frozenset((type(None), bool, str, int, list, dict, Session))
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds until a part's ``run`` that raised is called again, doubled each time."""
 
 _log = logging.getLogger("goim_core.hooks")
 
@@ -78,25 +76,6 @@ async def tried(call: Callable[[], T | Awaitable[T]]) -> T | Exception:
         if not isinstance(fault, Exception):
             raise
         return fault
-
-
-async def kept_running(what: str, work: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Do the ``work`` of an application's part beside the server; again, after a pause, when it raised.
-
-    What it raises is logged as the fault of ``what``. The server goes on: to its clients one that has a part
-    that is ill is more than none.
-    """
-    pause = FIRST_PAUSE
-    while True:
-        began = clock.now()
-        fault: object = await tried(work)
-        if not isinstance(fault, Exception):
-            return
-        if clock.now() - began > LONGEST_PAUSE:
-            pause = FIRST_PAUSE
-        _log.error("%s failed, and is called again in %g s", what, pause, exc_info=fault)
-        await clock.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def attempt(flow: Flow[None]) -> Flow[Disconnect | None]:

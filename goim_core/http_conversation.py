@@ -131,6 +131,12 @@ class Conversation:
         if self._scope.cancelled_caught and self._request_begun():
             late = error(408, f"no whole request within {self._door.timeout:g} seconds")
             refused = _Refused(late).answer
+        await self._end(refused)
+        if refused is not None:
+            return f"refused with {refused.status}"
+        return "silent for too long" if self._scope.cancelled_caught else "closed"
+
+    async def _end(self, refused: Response | None) -> None:
         if refused is not None:
             if refused.status in _LIMITS:
                 self._door.refusals[_LIMITS[refused.status]] += 1
@@ -140,9 +146,6 @@ class Conversation:
             await self._part()
         elif self._raw is not self._sock:
             self._sock.shutdown(socket.SHUT_WR)  # so that the end is seen to be one, and no truncation
-        if refused is not None:
-            return f"refused with {refused.status}"
-        return "silent for too long" if self._scope.cancelled_caught else "closed"
 
     def _turn_away(self) -> None:
         """Tell a peer that has begun a request, if it takes that at once: its place is given to another."""

@@ -17,9 +17,9 @@ from attrs import Factory, define
 
 from goim_core.clock import Clock
 from goim_core.comet import SLICE, Comet, Pushing
-from goim_core.flow import kept_running
 from goim_core.metrics import SIZES, Histogram
 from goim_core.options import Options
+from goim_core.parts import kept_running
 from goim_core.protocol import Op, encode, pushable
 from goim_core.queue import PushMsg, PushType, Queue
 from goim_core.wire import Packet, read_disconnect

@@ -21,7 +21,7 @@ from goim_core.discovery import Discovery
 from goim_core.doors import Contexts, check_guarded
 from goim_core.edge import Edge
 from goim_core.errors import ConfigurationError
-from goim_core.flow import Exchanges, kept_running
+from goim_core.flow import Exchanges
 from goim_core.guard import Guard
 from goim_core.handshake import Terms
 from goim_core.http_door import HTTPDoor
@@ -31,6 +31,7 @@ from goim_core.logic import Logic
 from goim_core.metrics import Instruments
 from goim_core.operations import Operations
 from goim_core.options import FIXED, Options
+from goim_core.parts import kept_running
 from goim_core.pressure import Pressure
 from goim_core.publisher import Publisher
 from goim_core.queue import Queue

@@ -48,6 +48,7 @@ OPTIONS = Options(
     outbox_bytes=1024,
     outbox_packets=8,
     outbox_total=3000,
+    unfinished_total=20_000,
 )
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -62,6 +63,7 @@ CHANGES: list[dict[str, Any]] = [
     {"outbox_policy": OutboxPolicy.DROP_OLDEST, "max_hooks": 1},
 ]
 CLOSE_4001 = b"\x88\x82\0\0\0\0\x0f\xa1"
+FRAGMENT = b"\x02\xfe\x27\x10" + bytes(4 + 10_000)
 PINGS = b"\x89\x80\0\0\0\0" * 90
 
 
@@ -206,7 +208,7 @@ STEPS = st.one_of(
         body=st.just("live://2"),
         times=st.sampled_from([1, 3, 200]),
     ),
-    step(Play.send_bytes, who=who, data=st.sampled_from([bytes(40), b"\xff" * 5000, CLOSE_4001, PINGS])),
+    step(Play.send_bytes, who=who, data=st.sampled_from([bytes(40), b"\xff" * 5000, CLOSE_4001, FRAGMENT, PINGS])),
     step(Play.read, who=who, reads=st.booleans()),
     step(Play.leave, who=who, politely=st.booleans()),
     step(Play.fail, who=who),
@@ -230,6 +232,8 @@ def the_figures_fit(app: App) -> None:
     assert counters.handshakes >= len(edge.admission._entering)
     assert set(edge.budget._resting) <= {c for c in here if c.busy and c.unwatched}
     assert set(edge.budget._used) <= set(here)
+    assert set(edge.unfinished._sizes) <= set(here)
+    assert edge.unfinished.total == sum(edge.unfinished._sizes.values()) <= OPTIONS.unfinished_total
 
 
 def nothing_is_left(app: App, application: Application) -> None:
@@ -244,6 +248,7 @@ def nothing_is_left(app: App, application: Application) -> None:
         "addresses": edge.admission._addresses,
         "read": edge.budget._used,
         "resting": edge.budget._resting,
+        "unfinished": edge.unfinished._sizes,
         "leaving": edge.leaving,
         "connections": server.links._sources,
         "turns": server.links._again,

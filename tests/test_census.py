@@ -12,7 +12,7 @@ import pytest
 from goim_core import Options
 from goim_core.discovery import StaticDiscovery
 from goim_core.errors import BackboneError
-from goim_core.flow import kept_running
+from goim_core.parts import kept_running
 from goim_core.queue import MemoryQueue, PushMsg
 from goim_core.registry import MemoryRegistry, Online
 from goim_core.testing.app import App, running

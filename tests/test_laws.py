@@ -32,7 +32,7 @@ LAYERS = [
     {"inbox", "operations", "job", "listener"},
     {"logic"},
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
-    {"pressure", "unfinished"},
+    {"parts", "pressure", "unfinished"},
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
     {"admission", "budget"},
     {"bucket", "presence"},
