@@ -208,7 +208,11 @@ STEPS = st.one_of(
         body=st.just("live://2"),
         times=st.sampled_from([1, 3, 200]),
     ),
-    step(Play.send_bytes, who=who, data=st.sampled_from([bytes(40), b"\xff" * 5000, CLOSE_4001, FRAGMENT, PINGS])),
+    step(
+        Play.send_bytes,
+        who=who,
+        data=st.sampled_from([bytes(40), b"\xff" * 5000, CLOSE_4001, FRAGMENT, PINGS]),
+    ),
     step(Play.read, who=who, reads=st.booleans()),
     step(Play.leave, who=who, politely=st.booleans()),
     step(Play.fail, who=who),
