@@ -86,6 +86,9 @@ class Listener:
     def on_writable(self) -> None:
         """Never: a listening socket is not watched for it."""
 
+    def lost(self, error: OSError) -> None:
+        """One that came could not be taken in: the next one may be."""
+
     def on_turn(self) -> None:
         """Listen again after a pause."""
         if self.open:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ from goim_core.poller import EVENTS_A_TURN, READ, WRITE, Poller, new_poller
 
 __all__ = ["KernelReactor", "Reactor", "Socket", "Source", "TaskReactor", "new_reactor"]
 
+_log = logging.getLogger("goim_core.reactor")
 
 SLICE = 0.003
 """How many seconds of a turn go to those who asked for another one: who floods slows others who flood."""
@@ -46,13 +48,19 @@ class Turned(Protocol):
 
 
 class Source(Turned, Protocol):
-    """What the reactor calls: one socket's owner. Its methods are plain and do not raise."""
+    """What the reactor calls: one socket's owner. Its methods are plain, and should not raise.
+
+    One that does is at fault: that is logged, and :meth:`lost` ends this socket and no other.
+    """
 
     def on_readable(self) -> None:
         """The socket has bytes, an end, an error, or a connection to accept."""
 
     def on_writable(self) -> None:
         """The socket takes bytes."""
+
+    def lost(self, error: OSError) -> None:
+        """The socket cannot be served any more."""
 
 
 class Reactor(ABC):
@@ -88,10 +96,21 @@ class Reactor(ABC):
     def _turns(self) -> bool:
         until = time.monotonic() + SLICE
         for _ in range(len(self._again)):
-            self._again.popleft().on_turn()
+            source = self._again.popleft()
+            try:
+                source.on_turn()
+            except Exception:  # noqa: BLE001  # see _failed
+                self._failed(source)
             if time.monotonic() >= until:
                 break
         return bool(self._again)
+
+    def _failed(self, source: Turned) -> None:
+        """A fault in serving one connection, which must not end all the others."""
+        _log.exception("%s failed in its turn, and is closed", type(source).__name__)
+        lost: Callable[[OSError], object] | None = getattr(source, "lost", None)
+        if lost is not None:
+            lost(OSError("it could not be served"))
 
     @abstractmethod
     async def run(self) -> None:
@@ -145,11 +164,15 @@ class KernelReactor(Reactor):
             # A socket that was closed earlier in this turn has no source. Where its number was given
             # to a new one, that one is called for nothing, which does no harm: nothing blocks.
             source = sources[fd]
-            if source is not None and event != WRITE:
-                source.on_readable()
-                source = sources[fd]
-            if source is not None and event & WRITE:
-                source.on_writable()
+            try:
+                if source is not None and event != WRITE:
+                    source.on_readable()
+                    source = sources[fd]
+                if source is not None and event & WRITE:
+                    source.on_writable()
+            except Exception:  # noqa: BLE001  # see _failed
+                assert source is not None
+                self._failed(source)
         return (bool(self._again) and self._turns()) or len(events) == EVENTS_A_TURN
 
     async def run(self) -> None:
@@ -238,6 +261,8 @@ class _Ear:
 
     def on_turn(self) -> None: ...
 
+    def lost(self, error: OSError) -> None: ...
+
 
 class TaskReactor(Reactor):
     """One waiting task for each socket and direction: for systems with neither epoll nor kqueue."""
@@ -278,10 +303,13 @@ class TaskReactor(Reactor):
                 if self._scopes.get((sock, direction)) is not scope:
                     return  # another source ended this one after it had become ready
                 source = self._sources[sock]
-                if direction == READ:
-                    source.on_readable()
-                else:
-                    source.on_writable()
+                try:
+                    if direction == READ:
+                        source.on_readable()
+                    else:
+                        source.on_writable()
+                except Exception:  # noqa: BLE001  # see _failed
+                    self._failed(source)
 
     def sources(self) -> list[Source]:
         """See :meth:`Reactor.sources`."""

@@ -181,14 +181,14 @@ def broad(handler: ast.ExceptHandler) -> bool:
     return everything and not (isinstance(last, ast.Raise) and last.exc is None)
 
 
-def test_everything_is_caught_only_at_the_borders_to_the_application() -> None:
+def test_everything_is_caught_only_at_the_borders_to_the_application_and_to_other_connections() -> None:
     found = {
         module
         for module, tree in MODULES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler) and broad(node)
     }
-    assert found == {"flow", "http_door"}
+    assert found == {"flow", "http_door", "reactor"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

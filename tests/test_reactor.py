@@ -49,6 +49,10 @@ class Source:
         self.called("turn")
         self.turn()
 
+    def lost(self, error: OSError) -> None:
+        self.calls.append(f"lost: {error}")
+        self.close()
+
     def called(self, what: str) -> None:
         assert self.sock.fileno() >= 0, "what is removed is not called"
         self.calls.append(what)
@@ -391,3 +395,26 @@ async def test_it_stops_even_while_a_source_never_rests(sockets: Sockets) -> Non
     async with running(sockets.reactor):
         sockets.reactor.again(source)
         await source.until(lambda: len(source.calls) > 10)
+
+
+@pytest.mark.parametrize("where", ["readable", "writable", "turn"])
+async def test_a_fault_in_serving_one_ends_that_one_and_no_other(
+    sockets: Sockets, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty, its_peer = sockets.pair()
+    other, peer = sockets.pair()
+    setattr(faulty, where, lambda: 1 / 0)
+    async with running(sockets.reactor):
+        if where == "readable":
+            its_peer.send(b"x")
+        elif where == "writable":
+            sockets.reactor.watch(faulty.sock, read=False, write=True)
+        else:
+            sockets.reactor.again(faulty)
+        await faulty.until(lambda: faulty.sock.fileno() < 0)
+        peer.send(b"one")
+        await other.until(lambda: other.data == b"one")
+    assert faulty.calls == [where, "lost: it could not be served"]
+    [record] = [record for record in caplog.records if record.name == "goim_core.reactor"]
+    assert record.exc_info is not None
+    assert "Source failed in its turn" in record.getMessage()
