@@ -150,7 +150,9 @@ def test_what_an_operator_sees(log_format: str, tmp_path: Path) -> None:
         assert "INFO goim_core.trace: 7 a key: -> op 8 seq 1, 0 bytes\n" in err
         return
     lines = [json.loads(line) for line in err.splitlines()]
-    [ending] = [line for line in lines if line["logger"] == "goim_core.connection"]
+    endings = [line for line in lines if line["logger"] == "goim_core.connection"]
+    [ending] = [line for line in endings if line["transport"] == "tcp"]
+    assert {"transport": "http", "address": "127.0.0.1", "requests": 1}.items() <= endings[0].items()
     assert {
         "key": "a key",
         "mid": 7,
@@ -159,7 +161,8 @@ def test_what_an_operator_sees(log_format: str, tmp_path: Path) -> None:
         "reason": reason,
         "drops": 0,
     }.items() <= ending.items()
-    assert {"mid": 7, "key": "a key", "level": "INFO"}.items() <= lines[-1].items()
+    [*_, traced] = [line for line in lines if line["logger"] == "goim_core.trace"]
+    assert {"mid": 7, "key": "a key", "level": "INFO"}.items() <= traced.items()
 
 
 SECRET = "an example of a secret, long enough"
