@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -253,9 +254,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rooms", type=int, default=90)
     parser.add_argument("--room-rate", type=float, default=30, help="room pushes a second (30)")
     parser.add_argument("--user-rate", type=float, default=50, help="stored pushes a second (50)")
-    parser.add_argument(
-        "--loud-rate", type=float, default=2, help="8 KB pushes a second to the slow ones (2)"
-    )
+    parser.add_argument("--loud-rate", type=float, default=2, help="8 KB pushes a second to slow ones (2)")
     parser.add_argument("--slow", type=int, default=60, help="slow clients, half of them never read (60)")
     parser.add_argument("--churn", type=float, default=30, help="clients that leave a second (30)")
     parser.add_argument("--gap", type=float, default=75, help="seconds between faults (75)")
@@ -270,6 +269,7 @@ def main() -> int:
     call = parse()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: ended by SIGTERM"))
     try:
         with Field(call.backend) as field:
             print(f"logs of the nodes: {field.folder}", flush=True)

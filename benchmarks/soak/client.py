@@ -252,6 +252,6 @@ class Client(asyncio.Protocol):
             seconds = json.loads(body)["seconds"]
             asyncio.get_running_loop().call_later(seconds, self._move, self._transport)
 
-    def _move(self, transport: asyncio.Transport) -> None:
+    def _move(self, transport: asyncio.Transport | None) -> None:
         if transport is self._transport:
             self.close(0)

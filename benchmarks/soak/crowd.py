@@ -188,7 +188,16 @@ async def _live(plan: Plan, pipe: Connection) -> None:
         crowd.start(client)
     background = [asyncio.create_task(each()) for each in (crowd.churn, crowd.beats)]
     said: asyncio.Queue[str] = asyncio.Queue()
-    asyncio.get_running_loop().add_reader(pipe.fileno(), lambda: said.put_nowait(pipe.recv()))
+    loop = asyncio.get_running_loop()
+
+    def hear() -> None:
+        try:
+            said.put_nowait(pipe.recv())
+        except EOFError:  # whoever started this is gone
+            loop.remove_reader(pipe.fileno())
+            said.put_nowait("end")
+
+    loop.add_reader(pipe.fileno(), hear)
     while True:
         match await said.get():
             case "seen":

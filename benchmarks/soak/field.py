@@ -1,4 +1,4 @@
-"""The field that is soaked: two nodes, NATS and Valkey, each a process that may be killed; and what they hold."""
+"""What is soaked: two nodes, NATS and Valkey, each a process that may be killed; and what they hold."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -70,7 +72,9 @@ class Pushing:
     def start(self) -> None:
         """Begin."""
         load = self.load
-        works = [(self.to_rooms, node) for node in range(len(load.ports))]
+        works: list[tuple[Callable[[int], None], int]] = [
+            (self.to_rooms, node) for node in range(len(load.ports))
+        ]
         works += [(self.to_users, line) for line in range(load.lines)]
         for work, which in [*works, (self.loudly, 0)]:
             threading.Thread(target=work, args=(which,), daemon=True).start()
@@ -184,8 +188,9 @@ def push(load: Load, pipe: Connection) -> None:
     """The process: it obeys the words that come through ``pipe``."""
     pushing = Pushing(load)
     pushing.start()
-    while (word := pipe.recv()) != "end":
-        if word == "stop":
-            pushing.stopping.set()
-        elif word == "pushed":
-            pipe.send(pushing.take())
+    with suppress(EOFError):  # whoever started this is gone
+        while (word := pipe.recv()) != "end":
+            if word == "stop":
+                pushing.stopping.set()
+            elif word == "pushed":
+                pipe.send(pushing.take())
