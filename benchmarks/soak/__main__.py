@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.soak.books import Books
 from benchmarks.soak.crowd import Plan, Seen, live_clients
 from benchmarks.soak.field import FAULTS, Field, others_cpu
+from benchmarks.soak.node import DRAIN
 from benchmarks.soak.pushers import Load, Pushed, push
 from benchmarks.soak.report import Held, Minute, picture, slope
 from examples.cluster.processes import NotStarted
@@ -101,7 +102,7 @@ class Soak:
         """Minute by minute, with faults in between."""
         end = self.begin + 60 * self.call.minutes
         quiet = end - min(QUIET, 15 * self.call.minutes)
-        faults, fault = cycle(FAULTS), self.begin + self.call.gap
+        faults, fault = cycle(self.call.faults), self.begin + self.call.gap
         minute = self.begin + 60
         while (now := time.monotonic()) < end:
             if now >= fault and fault < quiet:
@@ -234,7 +235,13 @@ def verdicts(soak: Soak, last: Minute, left: list[Held | None]) -> Iterator[tupl
         text = f"{node.name}: tasks {before.tasks} at the start, {after.tasks} at the end"
         yield text, after.tasks <= before.tasks + 1
         yield f"{node.name}: connections {after.connections} at the end", not after.connections
-    yield f"nodes ended by SIGTERM with {'; '.join(soak.ends)}", all(e.startswith("0,") for e in soak.ends)
+    yield f"nodes ended by SIGTERM with {'; '.join(soak.ends)}", all(map(in_time, soak.ends))
+
+
+def in_time(end: str) -> bool:
+    """Whether a node ended as it should: with status 0, within the time to drain."""
+    status, _, seconds = end.partition(", ")
+    return status == "0" and float(seconds.split()[0]) <= DRAIN
 
 
 def memory(minutes: list[Minute], call: argparse.Namespace) -> list[tuple[float, float]]:
@@ -258,6 +265,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slow", type=int, default=60, help="slow clients, half of them never read (60)")
     parser.add_argument("--churn", type=float, default=30, help="clients that leave a second (30)")
     parser.add_argument("--gap", type=float, default=75, help="seconds between faults (75)")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, help="which, in turn (all)")
     parser.add_argument("--processes", type=int, default=2, help="of clients (2)")
     parser.add_argument("--backend", choices=("asyncio", "uvloop"), default="asyncio", help="of the nodes")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="for soak.json, soak.svg")

@@ -21,6 +21,9 @@ from goim_core import OpenAuth, Options, Server
 from goim_core.http_door import Request, Response
 from goim_core.settings import backend_of
 
+DRAIN = 10.0
+"""Seconds for thousands of clients to go, on two cores that clients and brokers share."""
+
 
 def held(_: Request) -> Response:
     """How many tasks, threads and objects that the collector knows this process has."""
@@ -31,7 +34,7 @@ def held(_: Request) -> Response:
 
 async def serve(call: argparse.Namespace) -> None:
     """Run until SIGTERM."""
-    settings = {**settings_of(call), "options": Options()}
+    settings = {**settings_of(call), "options": Options(drain=DRAIN)}
     with anyio.open_signal_receiver(signal.SIGTERM) as signals:
         async with Server(auth=OpenAuth(), routes={"/soak": {"GET": held}}, **settings):
             print("ready", flush=True)
