@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.soak.books import Books
 from benchmarks.soak.crowd import Plan, Seen, live_clients
-from benchmarks.soak.field import FAULTS, Field, others_cpu
+from benchmarks.soak.field import FAULTS, IDLE, Field, others_cpu
 from benchmarks.soak.node import DRAIN
 from benchmarks.soak.pushers import Load, Pushed, push
 from benchmarks.soak.report import Held, Minute, picture, slope
@@ -68,7 +68,7 @@ class Soak:
         self.minutes: list[Minute] = []
         self.events: list[str] = []
         self.ends: list[str] = []
-        self.start = [warm(node.held) for node in field.nodes]
+        self.start = [node.warm() for node in field.nodes]
         ports = [(node.tcp, node.ws) for node in field.nodes]
         share = call.conns // call.processes
         self.crowds = [
@@ -198,19 +198,10 @@ class Soak:
             if all(each and not each.connections for each in held):
                 break
             time.sleep(1)
-        time.sleep(12)  # threads without work end after ten seconds
+        time.sleep(IDLE)
         held = [node.held() for node in self.field.nodes]
         self.ends += [node.drain() for node in self.field.nodes]
         return held
-
-
-def warm(held: Any) -> Held:
-    """What a node holds at the start, after what is made at the first question was made."""
-    held()
-    time.sleep(1)
-    found = held()
-    assert isinstance(found, Held)
-    return found
 
 
 def verdicts(soak: Soak, last: Minute, left: list[Held | None]) -> Iterator[tuple[str, bool]]:
@@ -261,7 +252,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rooms", type=int, default=90)
     parser.add_argument("--room-rate", type=float, default=30, help="room pushes a second (30)")
     parser.add_argument("--user-rate", type=float, default=50, help="stored pushes a second (50)")
-    parser.add_argument("--loud-rate", type=float, default=2, help="8 KB pushes a second to slow ones (2)")
+    parser.add_argument("--loud-rate", type=float, default=4, help="32 KB pushes a second to slow ones (4)")
     parser.add_argument("--slow", type=int, default=60, help="slow clients, half of them never read (60)")
     parser.add_argument("--churn", type=float, default=30, help="clients that leave a second (30)")
     parser.add_argument("--gap", type=float, default=75, help="seconds between faults (75)")

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from benchmarks.soak.ledger import Inbox, Track, Visit
 
-__all__ = ["LOUD", "ROOM_OP", "USER_OP", "Client", "Tally", "room_name"]
+__all__ = ["AUTH", "AUTH_REPLY", "HEAD", "LOUD", "ROOM_OP", "USER_OP", "Client", "Tally", "frame"]
 
 ROOM_OP, USER_OP = 1000, 1001
 HEAD = 16

@@ -6,22 +6,30 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.soak.client import AUTH, AUTH_REPLY, HEAD, USER_OP, frame
 from benchmarks.soak.report import Held
 from examples.cluster.processes import Process, free_ports
 from examples.cluster.servers import nats, redis
 
-__all__ = ["DOWN", "FAULTS", "Field", "Node", "others_cpu"]
+__all__ = ["DOWN", "FAULTS", "IDLE", "Field", "Node", "others_cpu"]
 
 DOWN = 3.0
 """Seconds for which a broker is away."""
-FAULTS = ("storm", "queue", "registry", "node")
+FAULTS = ("node", "storm", "queue", "registry")
+"""In this order, so that soon after the begin the node that stays has had all clients, and then a storm."""
+FIRST, FEW = 1_000_000_001, 20
+"""Who has come and gone when a node is first looked at."""
+IDLE = 12.0
+"""Seconds after which threads without work have ended."""
 TICKS = os.sysconf("SC_CLK_TCK")
 DRAINS_WITHIN = 30.0
 
@@ -57,6 +65,29 @@ class Node(Process):
             pid=self.pid, rss_mb=round(rss / 2**20, 2), descriptors=descriptors, **counted,
             **{name: stats[name] for name in names if name in stats},
         )  # fmt: skip
+
+    def warm(self) -> Held:
+        """What it holds after a few clients have come, got a message and gone, and threads have ended."""
+        socks = [socket.create_connection(("127.0.0.1", self.tcp), timeout=30) for _ in range(FEW)]
+        for mid, sock in enumerate(socks, FIRST):
+            sock.sendall(frame(AUTH, b'{"mid":%d,"accepts":[%d]}' % (mid, USER_OP)))
+        for sock in socks:
+            assert sock.recv(HEAD, socket.MSG_WAITALL)[8:12] == AUTH_REPLY.to_bytes(4)
+        with ThreadPoolExecutor(FEW) as threads:
+            list(threads.map(self._push, range(FIRST, FIRST + FEW)))
+        for sock in socks:
+            assert sock.recv(HEAD)
+            sock.close()
+        time.sleep(IDLE)
+        held = self.held()
+        assert held is not None
+        return held
+
+    def _push(self, mid: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request("POST", f"/goim/push/mids?operation={USER_OP}&mids={mid}", b"warm")
+        assert connection.getresponse().status == 200
+        connection.close()
 
     def drain(self) -> str:
         """SIGTERM, and how it ended: "status, seconds"."""

@@ -26,7 +26,7 @@ PATIENCE = 30.0
 """Seconds for one answer: more than a server takes, whatever is wrong."""
 PAUSE = 0.2
 """Seconds before a push is tried again."""
-BLOB = b"x" * 8192
+BLOB = b"x" * 32_768
 """What a push to the loud room has behind its number."""
 
 
