@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from dataclasses import fields
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,8 @@ from benchmarks.soak.client import Tally
 from benchmarks.soak.crowd import Seen
 from benchmarks.soak.ledger import GRACE, Inbox, Pushes, Track, Visit, lost_of_inbox
 from benchmarks.soak.pushers import Pushed
-from benchmarks.soak.report import percentile, slope
+from benchmarks.soak.report import Held, Minute, percentile, picture, slope
+from benchmarks.soak.verdicts import of_ends, of_memory, of_nodes, of_pushes
 
 
 def pushes(accepted: str = "yyyyyyyyyy") -> Pushes:
@@ -139,6 +143,56 @@ def test_the_books_put_it_together() -> None:
     assert books.seen([quiet], now=60.0) == (1, 1)  # nobody is counted twice
     assert (books.accepted, books.accepted_stored, books.behind) == (4, 2, 1)
     assert books.counts["deliveries"] == 7
+
+
+def held(**counts: int) -> Held:
+    zeros = dict.fromkeys(("pid", "threads", "objects", "users", "deliveries", "connections"), 0)
+    return Held(rss_mb=80.0, **{**zeros, "descriptors": 19, "tasks": 24, **counts})
+
+
+def minute(at: float, rss_mb: float = 80.0, **figures: int) -> Minute:
+    zeros = dict.fromkeys(field.name for field in fields(Minute))
+    node = held()
+    node.rss_mb = rss_mb
+    of_all = {"live": 9, "lost": 0, "reordered": 0, "stored_odd": 0, **figures}
+    return Minute(**{**zeros, **of_all, "at": at, "nodes": [node, None]})
+
+
+def all_held(books: Books, **figures: int) -> bool:
+    return all(good for _, good in of_pushes(books, minute(60, **figures), 9))
+
+
+def test_each_bound_can_be_broken() -> None:
+    books = Books()
+    assert not all_held(books)  # nothing was pushed
+    books.accepted = books.accepted_stored = 1
+    assert all_held(books)
+    for figures in ({"lost": 1}, {"reordered": 1}, {"stored_odd": 1}, {"live": 8}):
+        assert not all_held(books, **figures)
+    books.passed_over = 1
+    assert not all_held(books)
+    books.passed_over, books.users[7] = 0, array("d", [1.0])  # which did not come
+    assert not all_held(books)
+
+    minutes = [minute(60 * n) for n in range(30)]
+    assert of_memory(minutes, "a")[1]
+    assert of_memory([minute(60 * n, 80 - n) for n in range(30)], "a")[1]
+    assert not of_memory([minute(60 * n, 80 + n) for n in range(30)], "a")[1]
+    assert of_memory([minute(60 * n, 80 + 50 * (n > 3)) for n in range(30)], "a")[1]  # it was the warm-up
+
+    assert all(good for _, good in of_nodes(["a"], [held()], [held(tasks=25)]))
+    for end in (None, held(connections=1), held(descriptors=22), held(tasks=27)):
+        assert not all(good for _, good in of_nodes(["a"], [held()], [end]))
+    assert of_ends(["0, 1.2 s", "0, 0.1 s"])[1]
+    assert not of_ends(["0, 1.2 s", "-9, 30.0 s"])[1]
+
+
+def test_the_picture_is_one() -> None:
+    minutes = [minute(60 * n, p50_ms=1, p99_ms=n) for n in range(1, 4)]
+    for each in minutes:
+        each.events = ["storm", "node (0, 1.2 s)"]
+    lines = [line for line in ET.fromstring(picture(minutes, ["a", "b"])).iter() if "points" in line.attrib]
+    assert [len(line.attrib["points"].split()) for line in lines] == [3, 0, 3, 3, 3]
 
 
 def test_slope_and_percentile() -> None:

@@ -12,7 +12,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -21,20 +20,17 @@ from typing import Any
 from benchmarks.soak.books import Books
 from benchmarks.soak.crowd import Plan, Seen, live_clients
 from benchmarks.soak.field import FAULTS, IDLE, Field, others_cpu
-from benchmarks.soak.node import DRAIN
+from benchmarks.soak.ledger import GRACE
 from benchmarks.soak.pushers import Load, Pushed, push
-from benchmarks.soak.report import Held, Minute, picture, slope
+from benchmarks.soak.report import Held, Minute, picture
+from benchmarks.soak.verdicts import of_ends, of_memory, of_nodes, of_pushes
 from examples.cluster.processes import NotStarted
 
 OUT = Path(__file__).parent.parent / "out"
-WARM_UP = 5.0
-"""Minutes at the begin that the slope of memory leaves out; at most a third of all."""
 QUIET = 45.0
 """Seconds at the end without a fault."""
 SETTLES_WITHIN = 120.0
 LEAVES_WITHIN = 60.0
-SLOPE = 10.0
-"""By how many per cent an hour the memory of the node that was never restarted may grow."""
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -147,7 +143,7 @@ class Soak:
         lost, lost_stored = self.books.seen(seen, time.monotonic())
         return sum(each.live for each in seen), lost, lost_stored, waiting
 
-    def note(self) -> Minute:
+    def note(self) -> None:
         """One more line."""
         books, counts = self.books, self.books.counts.copy()
         accepted, refused = books.accepted + books.accepted_stored, books.refused.copy()
@@ -168,9 +164,8 @@ class Soak:
         self.events = []
         self.minutes.append(minute)
         print(minute.line(), flush=True)
-        return minute
 
-    def settle(self) -> Minute:
+    def settle(self) -> None:
         """Stop pushing, and wait until all that was accepted has come."""
         assert self.pusher is not None
         self.pusher.tell("stop")
@@ -178,14 +173,14 @@ class Soak:
             crowd.tell("settle")
         self.events.append("settled")
         end = time.monotonic() + SETTLES_WITHIN
-        quiet = time.monotonic() + 35  # longer than the ledger waits for what is late
+        quiet = time.monotonic() + GRACE + 5  # longer than the ledger waits for what is late
         while time.monotonic() < end:
             live, _, _, waiting = self.look()
             all_here = live == self.call.conns and not waiting and not self.books.behind
             if all_here and time.monotonic() > quiet:
                 break
             time.sleep(1)
-        return self.note()
+        self.note()
 
     def leave(self) -> list[Held | None]:
         """All clients go; what the nodes hold then."""
@@ -202,46 +197,6 @@ class Soak:
         held = [node.held() for node in self.field.nodes]
         self.ends += [node.drain() for node in self.field.nodes]
         return held
-
-
-def verdicts(soak: Soak, last: Minute, left: list[Held | None]) -> Iterator[tuple[str, bool]]:
-    """Each bound with its figure, and whether it held."""
-    books, call = soak.books, soak.call
-    yield f"lost of pushes to rooms: {last.lost} of {books.accepted:,} accepted", not last.lost
-    missing = books.behind + last.lost_stored
-    yield f"lost of stored pushes: {missing} of {books.accepted_stored:,} accepted", not missing
-    yield (
-        f"reordered: {last.reordered} to rooms, {last.stored_odd} stored",
-        not (last.reordered or last.stored_odd),
-    )
-    points = memory(soak.minutes, call)
-    growth = slope(points)
-    mean = sum(y for _, y in points) / len(points) if points else 1.0
-    text = f"memory of node-1: {growth:+.2f} MB an hour, {100 * growth / mean:+.1f} %"
-    yield text, abs(growth) / mean * 100 <= SLOPE or len(points) < 10
-    for node, before, after in zip(soak.field.nodes, soak.start, left, strict=True):
-        assert after is not None
-        text = f"{node.name}: descriptors {before.descriptors} at the start, {after.descriptors} at the end"
-        yield text, after.descriptors <= before.descriptors + 3
-        text = f"{node.name}: tasks {before.tasks} at the start, {after.tasks} at the end"
-        yield text, after.tasks <= before.tasks + 1
-        yield f"{node.name}: connections {after.connections} at the end", not after.connections
-    yield f"nodes ended by SIGTERM with {'; '.join(soak.ends)}", all(map(in_time, soak.ends))
-
-
-def in_time(end: str) -> bool:
-    """Whether a node ended as it should: with status 0, within the time to drain."""
-    status, _, seconds = end.partition(", ")
-    return status == "0" and float(seconds.split()[0]) <= DRAIN
-
-
-def memory(minutes: list[Minute], call: argparse.Namespace) -> list[tuple[float, float]]:
-    """Hours and MB of the node that was never restarted, while both shared the clients about evenly."""
-    first = 60 * min(WARM_UP, call.minutes / 3)
-    return [
-        (m.at / 3600, held.rss_mb) for m in minutes
-        if m.at > first and "settled" not in m.events and (held := m.nodes[0])
-    ]  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
@@ -275,11 +230,17 @@ def main() -> int:
             soak = Soak(call, field)
             soak.connect()
             soak.run()
-            last = soak.settle()
+            soak.settle()
             left = soak.leave()
     except NotStarted as error:
         sys.exit(f"soak: {error}")
-    results = list(verdicts(soak, last, left))
+    names = [node.name for node in field.nodes]
+    results = [
+        *of_pushes(soak.books, soak.minutes[-1], call.conns),
+        of_memory(soak.minutes, names[0]),
+        *of_nodes(names, soak.start, left),
+        of_ends(soak.ends),
+    ]
     for text, held in results:
         print(f"{'ok  ' if held else 'MISS'} {text}")
     print("seen:", json.dumps(dict(soak.books.counts.most_common())))
@@ -295,7 +256,7 @@ def main() -> int:
         "minutes": [asdict(minute) for minute in soak.minutes],
     }
     (call.out / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
-    (call.out / "soak.svg").write_text(picture(soak.minutes, [node.name for node in field.nodes]))
+    (call.out / "soak.svg").write_text(picture(soak.minutes, names))
     return 0 if all(held for _, held in results) else 1
 
 

@@ -29,6 +29,8 @@ class Books:
         self.counts: Counter[str] = Counter()
         self.accepted = self.accepted_stored = 0
         self.lost_by_ended = 0
+        self.passed_over = 0
+        """Stored messages before which a later one came."""
         self.latency: Counter[int] = Counter()
         self.user_latency: Counter[int] = Counter()
         self._ended: list[Visit] = []
@@ -46,7 +48,8 @@ class Books:
 
     def seen(self, all_seen: list[Seen], now: float) -> tuple[int, int]:
         """Note what the clients saw; how many pushes to rooms and to users are lost until now."""
-        lost = lost_stored = 0
+        lost = overdue = 0
+        self.passed_over = 0
         self.latency, self.user_latency = Counter(), Counter()
         for seen in all_seen:
             self.counts += seen.tally.counts
@@ -56,12 +59,12 @@ class Books:
             lost += sum(map(self._lost, seen.visits))
             for mid, high, passed_over, since in seen.inboxes:
                 self.highs[mid] = high
-                overdue = lost_of_inbox(self.users[mid], high, since, now) if since else 0
-                lost_stored += passed_over + overdue
+                self.passed_over += passed_over
+                overdue += lost_of_inbox(self.users[mid], high, since, now) if since else 0
         known = [visit for visit in self._ended if visit.until < now - SETTLED]
         self._ended = [visit for visit in self._ended if visit.until >= now - SETTLED]
         self.lost_by_ended += sum(map(self._lost, known))
-        return lost + self.lost_by_ended, lost_stored
+        return lost + self.lost_by_ended, overdue + self.passed_over
 
     def _lost(self, visit: Visit) -> int:
         return sum(
