@@ -146,7 +146,9 @@ def test_the_books_put_it_together() -> None:
 
 
 def held(**counts: int) -> Held:
-    zeros = dict.fromkeys(("pid", "threads", "objects", "users", "deliveries", "connections"), 0)
+    zeros = dict.fromkeys(
+        ("pid", "threads", "objects", "users", "deliveries", "connections", "blocks", "malloc_mb"), 0
+    )
     return Held(rss_mb=80.0, **{**zeros, "descriptors": 19, "tasks": 24, **counts})
 
 
@@ -184,7 +186,8 @@ def test_each_bound_can_be_broken() -> None:
     for end in (None, held(connections=1), held(descriptors=22), held(tasks=27)):
         assert not all(good for _, good in of_nodes(["a"], [held()], [end]))
     assert of_ends(["0, 1.2 s", "0, 0.1 s"])[1]
-    assert not of_ends(["0, 1.2 s", "-9, 30.0 s"])[1]
+    for how in ("-9, 1.0 s", "0, 10.1 s"):
+        assert not of_ends(["0, 1.2 s", how])[1]
 
 
 def test_the_picture_is_one() -> None:

@@ -20,6 +20,11 @@ class Held:
     tasks: int
     threads: int
     objects: int
+    """Those that the collector knows."""
+    blocks: int
+    """Python's pieces of memory in use (sys.getallocatedblocks)."""
+    malloc_mb: float
+    """Of the C library, in use."""
     connections: int
     users: int
     deliveries: int
@@ -59,7 +64,7 @@ class Minute:
     def line(self) -> str:
         """For people."""
         nodes = "  ".join(
-            f"{held.rss_mb:.1f} MB {held.descriptors} fd {held.tasks} tasks {held.objects / 1000:.0f}k obj"
+            f"{held.rss_mb:.1f} MB {held.descriptors} fd {held.tasks} tasks {held.blocks / 1000:.0f}k blocks"
             if held
             else "away"
             for held in self.nodes
