@@ -1,6 +1,6 @@
-# make setup | demo | cluster | test | lint | bench | fuzz: all in .venv, which the first of them makes.
+# make setup | demo | cluster | test | lint | bench | soak | fuzz: all in .venv, which the first of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster test test-all lint bench bench-peers fuzz clean
+.PHONY: help setup demo cluster test test-all lint bench bench-peers soak fuzz clean
 
 # The first that is there, works (a version manager's stand-in may not) and is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 WORKERS ?= 2
 SECONDS ?= 60
+MINUTES ?= 30
 RUNTIME := $(VENV)/.runtime
 CLUSTER := $(VENV)/.cluster
 DEVELOPMENT := $(VENV)/.development
@@ -25,6 +26,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     measure, and print the table (ARGS=--quick for a short one)"
 	@echo "make bench-peers   the same room with other WebSocket libraries (ARGS=--quick for a short one)"
+	@echo "make soak      load and faults for MINUTES=30: memory, lost, reordered, latency (Linux)"
 	@echo "make fuzz      fuzz each target for a minute (SECONDS=20, TARGET=frames; Linux)"
 	@echo "make setup     make .venv with everything for development"
 
@@ -77,6 +79,9 @@ bench: $(DEVELOPMENT)
 
 bench-peers: $(PEERS)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+soak: $(DEVELOPMENT)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 fuzz: $(DEVELOPMENT)
 	$(BIN)/python -m fuzz.run --seconds $(SECONDS) $(TARGET) $(ARGS)

@@ -80,10 +80,10 @@ class Stopping:
                 await self._close_in_turn(self._connections())
                 await self.edge.exchanges.idle()
             self._close_doors()
-            for turn, connection in enumerate(self._connections()):
-                connection.close(_going_away())
-                await _share(turn)
             with self._until(ENDED):
+                for turn, connection in enumerate(self._connections()):
+                    connection.close(_going_away())
+                    await _share(turn)
                 if self._connections():
                     await self.edge.empty.wait()
                 await self.edge.exchanges.idle()

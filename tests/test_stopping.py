@@ -172,6 +172,23 @@ async def test_an_answer_that_takes_too_long_is_not_waited_for() -> None:
     assert app.clock.now() <= ends.begun + DRAIN
 
 
+async def test_a_process_that_is_short_of_time_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def others_take_long(turn: int) -> None:
+        await app.clock.sleep(1)
+
+    ends = Ends()
+    async with run(ends, messages=Slow()) as app:
+        with stopping(app, ends):
+            clients = [await app.connect({"mid": n, "key": str(n), "accepts": [1000]}) for n in range(20)]
+            for client in clients:
+                await client.send(1000, "25")
+            await app.idle()
+        monkeypatch.setattr(module, "_share", others_take_long)
+    assert len(ends.at) == 20
+    assert app.clock.now() <= ends.begun + DRAIN
+    assert ends.codes == {1001}
+
+
 async def test_a_full_outbox_is_no_reason_to_close_it_before_its_time() -> None:
     options = Options(outbox_packets=1, write_timeout=1000)
     async with running(options=options) as app:
