@@ -105,6 +105,11 @@ class Client(asyncio.Protocol):
         """Whether there is a connection, let in or not."""
         return self._transport is not None
 
+    @property
+    def connection(self) -> object:
+        """The one that there is now, for :meth:`end`."""
+        return self._transport
+
     def _live(self) -> None:
         self.since = time.monotonic()
         if self.came is not None and not self.came.done():
@@ -137,6 +142,11 @@ class Client(asyncio.Protocol):
         if self.ws and self._upgraded:
             transport.write(b"\x88\x82\0\0\0\0\x03\xe8")  # 1000
         transport.close()
+
+    def end(self, connection: object, delay: float) -> None:
+        """Reset ``connection``, if it is still the one."""
+        if connection is self._transport:
+            self.close(delay, reset=True)
 
     # Out.
 

@@ -126,7 +126,7 @@ class Crowd:
             if not came.cancel() and not came.cancelled():
                 came.exception()  # it was seen
         if client.pace == "never":
-            loop.call_later(random.uniform(0.5, 1.5) * NEVER_STAYS, client.close, 1.0, True)
+            loop.call_later(random.uniform(0.5, 1.5) * NEVER_STAYS, client.end, client.connection, 1.0)
         return True
 
     # What happens to them.

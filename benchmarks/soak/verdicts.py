@@ -19,8 +19,8 @@ ENOUGH = 10
 """Of how many minutes a slope says something."""
 GROWTH = 10.0
 """By how many per cent an hour memory may grow."""
-SPARE = 2
-"""How many more descriptors or tasks there may be at the end, of a question or a timer under way."""
+SPARE = 1
+"""How many more descriptors or tasks there may be at the end, for a question that is under way."""
 
 
 def of_pushes(books: Books, last: Minute, conns: int) -> Iterator[Verdict]:
