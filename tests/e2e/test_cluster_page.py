@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from examples.cluster.cluster import Cluster
-from tests.e2e.browser import HOW_TO_GET_ONE, Visitor, browser, chromium
-
-
-@pytest.fixture
-def window() -> Iterator[Browser]:
-    program = chromium()
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_ONE)
-        pytest.skip(HOW_TO_GET_ONE)
-    with browser(program) as launched:
-        yield launched
+from tests.e2e.browser import Visitor
 
 
 def watch(used: dict[str, int], name: str, page: Page) -> None:

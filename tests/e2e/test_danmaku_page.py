@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.browser import HOW_TO_GET_ONE, browser, chromium
 from tests.e2e.processes import started
 
 FLOOD = """for (let number = 0; number < 40; number++) {
     document.querySelector("#text").value = number;
     document.querySelector("form").requestSubmit();
 }"""
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    program = chromium()
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_ONE)
-        pytest.skip(HOW_TO_GET_ONE)
-    with browser(program) as launched:
-        yield launched
 
 
 def says(page: Page, text: str) -> None:

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import anyio.from_thread
 import pytest
 from anyio.from_thread import BlockingPortal
 from playwright.sync_api import Browser
 
 from goim_core import Op
-from tests.e2e.browser import HOW_TO_GET_ONE, browser, chromium
 from tests.e2e.tab import TEXT, Node, Tab, await_item
 
 
 def numbered(numbers: Sequence[int]) -> list[str]:
     return [f"m{number}" for number in numbers]
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    program = chromium()
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_ONE)
-        pytest.skip(HOW_TO_GET_ONE)
-    with browser(program) as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def portal(window: Browser) -> Iterator[BlockingPortal]:
-    with anyio.from_thread.start_blocking_portal() as portal:
-        yield portal
 
 
 @pytest.fixture

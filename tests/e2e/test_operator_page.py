@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
-import anyio.from_thread
 import pytest
 from anyio.from_thread import BlockingPortal
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.browser import HOW_TO_GET_ONE, browser, chromium
 from tests.e2e.operated import TEXT, Operated, Operator
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -22,23 +19,6 @@ ROSE = """(path) => {
     return heights.length > 1 && Math.min(...heights) < Math.max(...heights);
 }"""
 """Whether a line is not flat."""
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    program = chromium()
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_ONE)
-        pytest.skip(HOW_TO_GET_ONE)
-    with browser(program) as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def portal(window: Browser) -> Iterator[BlockingPortal]:
-    with anyio.from_thread.start_blocking_portal() as portal:
-        yield portal
 
 
 @pytest.fixture

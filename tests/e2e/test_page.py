@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -13,24 +12,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.browser import HOW_TO_GET_ONE, ChatServer, Visitor, browser, chromium
+from tests.e2e.browser import ChatServer, Visitor
 from tests.e2e.processes import environment
 
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 Visit = Callable[..., Visitor]
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    program = chromium()
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_ONE)
-        pytest.skip(HOW_TO_GET_ONE)
-    with browser(program) as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")
