@@ -104,7 +104,7 @@ def test_nothing_imports_an_adapter() -> None:
     assert not users
 
 
-SHARED_BY_ADAPTERS = {"pushmsg", "sql", "trouble"}
+SHARED_BY_ADAPTERS = {"loop", "pushmsg", "sql", "trouble"}
 
 
 def test_an_adapter_imports_no_other_system_s() -> None:

@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise ImportError("KafkaQueue needs aiokafka: pip install 'goim_core[kafka]'") from error
 
-__all__ = ["FAILURES", "Kafka", "Security", "TopicPartition", "check_asyncio", "errors", "said"]
+__all__ = ["FAILURES", "Kafka", "Security", "TopicPartition", "errors", "said"]
 
 FAILURES = (errors.KafkaError, OSError, TimeoutError, EOFError)
 """What aiokafka raises when a connection or a broker fails."""
@@ -318,11 +318,3 @@ def _checked_servers(servers: str | Iterable[str]) -> tuple[str, ...]:
     if not found:
         raise ConfigurationError("servers: expected host:port or several of them, got none")
     return tuple(server.strip() for server in found)
-
-
-def check_asyncio(name: str) -> None:
-    """Raise :class:`~goim_core.errors.ConfigurationError` where the event loop is not asyncio's."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise ConfigurationError(f"{name} needs asyncio: run on asyncio or uvloop") from None

@@ -21,11 +21,11 @@ from goim_core.adapters.kafka.connect import (
     Kafka,
     Security,
     TopicPartition,
-    check_asyncio,
     said,
 )
 from goim_core.adapters.kafka.offsets import Partition
 from goim_core.adapters.kafka.outgoing import Outgoing
+from goim_core.adapters.loop import check_asyncio
 from goim_core.adapters.pushmsg import decode_push
 from goim_core.adapters.trouble import Trouble
 from goim_core.errors import BackboneError, ConfigurationError

@@ -8,7 +8,6 @@ what is for one node alone. Each node has a durable consumer of both, so their o
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import re
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 import anyio
 from attrs import evolve
 
+from goim_core.adapters.loop import check_asyncio
 from goim_core.adapters.nats.link import Link, Settings
 from goim_core.adapters.nats.outgoing import Outgoing
 from goim_core.adapters.nats.reading import Reading
@@ -218,10 +218,7 @@ class NATSQueue(Queue):
 
     async def start(self, node: str) -> None:
         """See :meth:`Queue.start`. On trio raises :class:`~goim_core.errors.ConfigurationError`."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigurationError("NATSQueue needs asyncio: run on asyncio or uvloop") from None
+        check_asyncio("NATSQueue")
         if not node or len(token_of(node)) > NAME_BYTES:
             raise ConfigurationError(f"name: expected 1 to {NAME_BYTES} letters, got {node!r:.80}")
         self._node = node

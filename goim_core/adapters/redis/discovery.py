@@ -13,7 +13,8 @@ from typing import Any
 
 import anyio
 
-from goim_core.adapters.redis.pipeline import Command, RedisConnection, check_asyncio, check_seconds
+from goim_core.adapters.loop import check_asyncio
+from goim_core.adapters.redis.pipeline import Command, RedisConnection, check_seconds
 from goim_core.adapters.trouble import Trouble
 from goim_core.clock import Clock, SystemClock
 from goim_core.discovery import Discovery, Node, instance, read_instance

@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("RedisRegistry and RedisQueue need redis-py: pip install 'goim_core[redis]'") from error
 
-__all__ = ["Command", "RedisConnection", "RedisPipeline", "Unanswered", "check_asyncio", "check_seconds"]
+__all__ = ["Command", "RedisConnection", "RedisPipeline", "Unanswered", "check_seconds"]
 
 Command = Sequence[bytes | str | int]
 """A command and its arguments."""
@@ -51,14 +51,6 @@ class Unanswered(BackboneError):
         super().__init__(f"{reason}: {'it may have been done' if sent else 'nothing was sent'}")
         self.reason = reason
         self.sent = sent
-
-
-def check_asyncio(name: str) -> None:
-    """Raise :class:`~goim_core.errors.ConfigurationError` where the event loop is not asyncio's."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise ConfigurationError(f"{name} needs asyncio: run on asyncio or uvloop") from None
 
 
 def check_seconds(name: str, value: float, minimum: float = 0.001) -> float:

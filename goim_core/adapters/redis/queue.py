@@ -15,12 +15,12 @@ from typing import Any
 import anyio
 from attrs import evolve
 
+from goim_core.adapters.loop import check_asyncio
 from goim_core.adapters.pushmsg import decode_push, encode_push
 from goim_core.adapters.redis.pipeline import (
     RedisConnection,
     RedisPipeline,
     Unanswered,
-    check_asyncio,
     check_seconds,
 )
 from goim_core.adapters.redis.stream import START, Group, Id, read_id

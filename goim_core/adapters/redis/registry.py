@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import anyio
 from attrs import define
 
+from goim_core.adapters.loop import check_asyncio
 from goim_core.adapters.redis import scripts
 from goim_core.adapters.redis.counts import goim_slots, sum_up
 from goim_core.adapters.redis.pipeline import (
@@ -31,7 +32,6 @@ from goim_core.adapters.redis.pipeline import (
     RedisConnection,
     RedisPipeline,
     Unanswered,
-    check_asyncio,
     check_seconds,
 )
 from goim_core.errors import BackboneError, ConfigurationError
