@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
+import anyio
 import hypothesis  # noqa: F401  # before trio: loaded at the end, where trio is there already, it warns
 import pytest
 
@@ -19,6 +23,25 @@ if sys.platform != "win32":
 # A shell starts what it puts in the background with Ctrl+C ignored, and so would be the programs that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+PATIENCE = 120.0
+"""Seconds of a test that waits. One that hangs then fails where it waits; pytest-timeout ends what is stuck."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = _patient(pyfuncitem.obj)
+
+
+def _patient(test: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def within(*args: Any, **kwargs: Any) -> None:
+        with anyio.fail_after(PATIENCE):
+            await test(*args, **kwargs)
+
+    return within
 
 
 @pytest.fixture(params=BACKENDS)

@@ -36,7 +36,7 @@ from goim_core.adapters.kafka import connect as kafka_connect
 from goim_core.adapters.kafka import queue as kafka
 from goim_core.adapters.kafka.connect import Kafka
 from goim_core.adapters.kafka.offsets import Delivery, Partition, partition_of, record_key
-from goim_core.adapters.pushmsg import decode_push
+from goim_core.adapters.pushmsg import decode_push, encode_push
 from goim_core.client import connect
 from goim_core.errors import BackboneError, ConfigurationError, ServerStopped
 from goim_core.queue import PushMsg, PushType
@@ -445,6 +445,58 @@ def test_nothing_is_committed_before_it_is_settled(steps: list[tuple[str, int]])
         unsettled = [each.offset for each in out if not each.settled]
         assert partition.settled == min(unsettled, default=partition.position)
         assert partition.pending == partition.unsettled == len(unsettled)
+
+
+def test_what_is_missing_is_looked_for_again_but_not_for_ever() -> None:
+    partition = Partition(position=10, committed=10)
+    assert [partition.doubts(10), partition.doubts(9)] == [False, False]
+    assert [partition.doubts(13) for _ in range(5)] == [True, True, True, False, False]
+    partition.take(13)
+    assert not partition.doubts(14)
+    assert partition.doubts(15), "another gap"
+    partition.take(14)
+    assert partition.place == 14
+
+
+class Hasty:
+    """A consumer of a broker that shows some batches before those that have lower offsets, for one look each."""
+
+    def __init__(self, hidden: dict[int, list[int]]) -> None:
+        self.hidden = {tp: [set(range(low, low + 3)) for low in lows] for tp, lows in hidden.items()}
+        self.positions = dict.fromkeys(hidden, 0)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self.positions[tp.partition] = offset
+
+    async def getmany(self, timeout_ms: int, max_records: int) -> dict[Any, list[Any]]:
+        found = {}
+        for number, hidden in self.hidden.items():
+            gone = hidden.pop(0) if hidden else set()
+            offsets = [offset for offset in range(self.positions[number], 20) if offset not in gone]
+            self.positions[number] = max(offsets, default=self.positions[number] - 1) + 1
+            found[TopicPartition("topic", number)] = [
+                SimpleNamespace(
+                    offset=offset,
+                    timestamp=-1,
+                    topic="topic",
+                    partition=number,
+                    value=encode_push(room(b"%d/%d" % (number, offset))),
+                )
+                for offset in offsets
+            ]
+        return found
+
+
+@pytest.mark.parametrize("hidden", [{0: []}, {0: [4], 1: []}, {0: [0], 1: [17]}, {0: [4, 4, 4], 1: [9]}])
+async def test_a_batch_that_shows_late_is_not_passed_over(hidden: dict[int, list[int]]) -> None:
+    queue = KafkaQueue()
+    queue._partitions = {number: Partition(0, 0) for number in hidden}
+    queue._consumer = Hasty(hidden)
+    for _ in range(6):
+        await queue._read_some()
+    expected = [b"%d/%d" % (number, offset) for number in hidden for offset in range(20)]
+    # Each partition has its own order.
+    assert sorted(await received(queue, len(queue._arrived)), key=lambda body: body[:1]) == expected
 
 
 # Faults.

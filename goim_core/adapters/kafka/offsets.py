@@ -14,6 +14,9 @@ from goim_core.queue import PushMsg, PushType
 
 __all__ = ["Delivery", "Partition", "partition_of", "record_key"]
 
+LOOKS_BACK = 3
+"""How often records that are missing between two others are asked for again."""
+
 
 def record_key(msg: PushMsg) -> bytes:
     """goim's key of the Kafka message: the first connection's, the room, or the operation in decimal."""
@@ -71,6 +74,7 @@ class Partition:
     published: int = 0
     unsettled: int = 0
     _epoch: int = 0
+    _doubted: tuple[int, int] = (-1, 0)
     _last: tuple[int, int] | None = None
     _taken: deque[Delivery] = Factory(deque)
 
@@ -100,6 +104,19 @@ class Partition:
     def place(self) -> int:
         """Where to begin to read again: with the last that was taken, to see that it is still the same."""
         return self.position if self._last is None else self._last[0]
+
+    def doubts(self, offset: int) -> bool:
+        """Whether to read once more from :attr:`place`, because records before this one are missing.
+
+        What a transaction or a retention has left out stays out. But a broker may show a batch before one
+        that has lower offsets (tansu does, when two producers write at once): whoever reads on loses that.
+        """
+        where, times = self._doubted
+        times = times + 1 if where == self.position else 1
+        if offset <= self.position or times > LOOKS_BACK:
+            return False
+        self._doubted = self.position, times
+        return True
 
     def take(self, offset: int, timestamp: int = 0) -> Delivery:
         """The record at ``offset``, which is not before ``position``, has been read."""

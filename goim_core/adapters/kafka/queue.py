@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any, NoReturn, Unpack
 
 import anyio
@@ -255,10 +254,15 @@ class KafkaQueue(Queue):
             await self._change()
         room = self._prefetch - len(self._arrived)
         found = await self._consumer.getmany(timeout_ms=WAIT_MS, max_records=room)
-        for record in chain.from_iterable(found.values()):
-            if self._to_assign:
-                break  # what is left is read again, from where the new assignment begins
-            self._take(record)
+        for tp, records in found.items():
+            partition = self._partitions[tp.partition]
+            for record in records:
+                if self._to_assign:
+                    break  # what is left is read again, from where the new assignment begins
+                if partition.doubts(record.offset):
+                    self._consumer.seek(tp, partition.place)
+                    break
+                self._take(partition, record)
         self._changed.set()
 
     async def _go_on(self) -> None:
@@ -278,8 +282,7 @@ class KafkaQueue(Queue):
             with anyio.CancelScope(shield=True):
                 await self._kafka.stop_consumer(consumer)
 
-    def _take(self, record: Any) -> None:
-        partition = self._partitions[record.partition]
+    def _take(self, partition: Partition, record: Any) -> None:
         if record.offset < partition.position:
             if not partition.is_last(record.offset, record.timestamp):
                 partition.begin_anew()  # another topic of this name, or the broker lost the end of it
