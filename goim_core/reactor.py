@@ -1,9 +1,9 @@
 """Readiness of all sockets: one kernel object, one task, plain function calls. No I/O of its own.
 
 Every client socket is in one epoll (Linux) or kqueue (macOS, BSD). That object's descriptor is itself
-readable when any of its sockets is ready, so one task waits for it with ``anyio.wait_readable``, on
-asyncio, uvloop and trio alike, and no connection needs a task, a coroutine or a stream. Elsewhere
-(Windows) the same interface is kept by one waiting task for each socket.
+readable when any of its sockets is ready, so the event loop waits for that one, be it asyncio, uvloop or
+trio, and no connection needs a task, a coroutine or a stream. Elsewhere (Windows) the same interface is
+kept by one waiting task for each socket: task_reactor.py.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import logging
 import socket
 import time
 from abc import ABC, abstractmethod
+from asyncio import _enter_task, _leave_task  # documented under "Extending", for who runs tasks by himself
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import TaskGroup
 
-from goim_core.poller import EVENTS_A_TURN, READ, WRITE, Poller, new_poller
+from goim_core.poller import EVENTS_A_TURN, WRITE, Poller
 
-__all__ = ["KernelReactor", "Reactor", "Socket", "Source", "TaskReactor", "new_reactor"]
+__all__ = ["KernelReactor", "Reactor", "Socket", "Source"]
 
 _log = logging.getLogger("goim_core.reactor")
 
@@ -97,13 +96,16 @@ class Reactor(ABC):
         until = time.monotonic() + SLICE
         for _ in range(len(self._again)):
             source = self._again.popleft()
-            try:
-                source.on_turn()
-            except Exception:  # noqa: BLE001  # see _failed
-                self._failed(source)
+            self._guarded(source, source.on_turn)
             if time.monotonic() >= until:
                 break
         return bool(self._again)
+
+    def _guarded(self, source: Turned, serve: Callable[[], None]) -> None:
+        try:
+            serve()
+        except Exception:  # noqa: BLE001  # see _failed
+            self._failed(source)
 
     def _failed(self, source: Turned) -> None:
         """A fault in serving one connection, which must not end all the others."""
@@ -122,7 +124,7 @@ class Reactor(ABC):
 
 
 class KernelReactor(Reactor):
-    """All sockets in one epoll or kqueue, served by the one task in :meth:`run`."""
+    """All sockets in one epoll or kqueue, served by :meth:`run`."""
 
     def __init__(self, poller: Poller) -> None:
         super().__init__()
@@ -177,57 +179,66 @@ class KernelReactor(Reactor):
 
     async def run(self) -> None:
         """See :meth:`Reactor.run`."""
-        with self._waiting() if _in_asyncio() else self._waiting_anywhere() as wait:
-            busy = True
-            while True:
-                if busy:
-                    await anyio.lowlevel.checkpoint()
-                else:
-                    await wait()
-                busy = self._turn()
+        await (self._run_in_callbacks() if _in_asyncio() else self._run_in_task())
 
-    @contextmanager
-    def _waiting(self) -> Iterator[Callable[[], Awaitable[None]]]:
-        # The loop is told of the descriptor once: anyio.wait_readable() tells it anew for each turn, and
-        # takes it back, which costs more than the turn itself where few sockets are ready.
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[None] = loop.create_future()
+    async def _run_in_callbacks(self) -> None:
+        # A turn is taken in the event loop's own callback. To wake a task for it would cost two more polls
+        # of the loop and one of ours, a third of what a lone heartbeat takes; and so would telling the loop
+        # of the descriptor anew for each turn, as anyio.wait_readable() does.
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        ended: asyncio.Future[None] = loop.create_future()
+        rung: asyncio.Handle | None = None
+
+        def turn() -> None:
+            nonlocal rung
+            rung = None
+            # What a turn calls, hooks for one, may ask which task it runs in: in this one.
+            _enter_task(loop, task)
+            try:
+                self._turn()
+            except OSError as error:  # of the kernel's object, which nobody can be served without
+                if not ended.done():
+                    ended.set_exception(error)
+            finally:
+                _leave_task(loop, task)
+            if self._again:
+                ring()
 
         def ring() -> None:
-            if not waiting.done():
-                waiting.set_result(None)
+            nonlocal rung
+            if rung is None:
+                rung = loop.call_soon(turn)
 
-        async def wait() -> None:
-            nonlocal waiting
-            waiting = loop.create_future()
-            await waiting
-
-        loop.add_reader(self._poller.fileno(), ring)
+        loop.add_reader(self._poller.fileno(), turn)
         self._ring = ring
         try:
-            yield wait
+            if self._again:
+                ring()
+            await ended
         finally:
             self._ring = _nothing
             loop.remove_reader(self._poller.fileno())
+            if rung is not None:
+                rung.cancel()
 
-    @contextmanager
-    def _waiting_anywhere(self) -> Iterator[Callable[[], Awaitable[None]]]:
+    async def _run_in_task(self) -> None:
         fileno = self._poller.fileno()
         bell, ear = socket.socketpair()
-
-        async def wait() -> None:
-            self._ring = functools.partial(bell.send, b"\0")
-            # Waiting for what is ready already would not notice a cancellation on every loop.
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            await anyio.wait_readable(fileno)
-            self._ring = _nothing
-
         with bell, ear:
             bell.setblocking(False)
             ear.setblocking(False)
             self.add(ear, _Ear(ear))
             try:
-                yield wait
+                while True:
+                    if self._turn():
+                        await anyio.lowlevel.checkpoint()
+                        continue
+                    self._ring = functools.partial(bell.send, b"\0")
+                    # Waiting for what is ready already would not notice a cancellation on every loop.
+                    await anyio.lowlevel.checkpoint_if_cancelled()
+                    await anyio.wait_readable(fileno)
+                    self._ring = _nothing
             finally:
                 self._ring = _nothing
                 self.remove(ear)
@@ -262,79 +273,3 @@ class _Ear:
     def on_turn(self) -> None: ...
 
     def lost(self, error: OSError) -> None: ...
-
-
-class TaskReactor(Reactor):
-    """One waiting task for each socket and direction: for systems with neither epoll nor kqueue."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._scopes: dict[tuple[Socket, int], anyio.CancelScope] = {}
-        self._sources: dict[Socket, Source] = {}
-        self._tasks: TaskGroup | None = None
-        self._woken = anyio.Event()
-
-    def add(self, sock: Socket, source: Source) -> None:
-        """See :meth:`Reactor.add`."""
-        self._sources[sock] = source
-        self.watch(sock, read=True, write=False)
-
-    def watch(self, sock: Socket, *, read: bool, write: bool) -> None:
-        """See :meth:`Reactor.watch`."""
-        for wanted, direction in ((read, READ), (write, WRITE)):
-            scope = self._scopes.get((sock, direction))
-            if wanted and scope is None:
-                scope = self._scopes[sock, direction] = anyio.CancelScope()
-                if self._tasks is not None:
-                    self._tasks.start_soon(self._wait, sock, direction, scope)
-            elif not wanted and scope is not None:
-                del self._scopes[sock, direction]
-                scope.cancel()
-
-    def remove(self, sock: Socket) -> None:
-        """See :meth:`Reactor.remove`."""
-        self.watch(sock, read=False, write=False)
-        del self._sources[sock]
-
-    async def _wait(self, sock: Socket, direction: int, scope: anyio.CancelScope) -> None:
-        with scope:
-            while self._scopes.get((sock, direction)) is scope:
-                await (anyio.wait_readable if direction == READ else anyio.wait_writable)(sock)
-                if self._scopes.get((sock, direction)) is not scope:
-                    return  # another source ended this one after it had become ready
-                source = self._sources[sock]
-                try:
-                    if direction == READ:
-                        source.on_readable()
-                    else:
-                        source.on_writable()
-                except Exception:  # noqa: BLE001  # see _failed
-                    self._failed(source)
-
-    def sources(self) -> list[Source]:
-        """See :meth:`Reactor.sources`."""
-        return list(self._sources.values())
-
-    def _wake(self) -> None:
-        self._woken.set()
-
-    async def run(self) -> None:
-        """See :meth:`Reactor.run`."""
-        async with anyio.create_task_group() as self._tasks:
-            for (sock, direction), scope in self._scopes.items():
-                self._tasks.start_soon(self._wait, sock, direction, scope)
-            while True:
-                if not self._again:
-                    await self._woken.wait()
-                self._woken = anyio.Event()
-                self._turns()
-                await anyio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """See :meth:`Reactor.close`."""
-
-
-def new_reactor() -> Reactor:
-    """The reactor of this system."""
-    poller = new_poller()
-    return TaskReactor() if poller is None else KernelReactor(poller)

@@ -38,10 +38,11 @@ from goim_core.pipeline import Pipeline
 from goim_core.presence import Presence
 from goim_core.publisher import Publisher
 from goim_core.queue import MemoryQueue, Queue
-from goim_core.reactor import Reactor, new_reactor
+from goim_core.reactor import Reactor
 from goim_core.registry import MemoryRegistry, Registry
 from goim_core.stats import Stats
 from goim_core.storage import StorageHook
+from goim_core.task_reactor import new_reactor
 from goim_core.taskgroup import leave
 from goim_core.trace import Tracer
 from goim_core.weigher import Weigher

@@ -17,10 +17,10 @@ import pytest
 from benchmarks.hostile import attacks
 from benchmarks.hostile.attacks import ATTACKS, Attack
 from fuzz.storm import Process
-from goim_core import reactor
 from goim_core.errors import CloseCode
 from goim_core.options import Options
 from goim_core.protocol import encode
+from goim_core.task_reactor import TaskReactor
 from goim_core.testing import App, Client, running
 from goim_core.unfinished import OWN
 from tests.test_tls import Pair, contexts
@@ -114,7 +114,7 @@ class Slow:
             self.loop.again(self)
 
 
-class Turns(reactor.TaskReactor):
+class Turns(TaskReactor):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0

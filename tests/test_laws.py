@@ -33,6 +33,7 @@ LAYERS = [
     {"logic"},
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
     {"parts", "pressure", "unfinished"},
+    {"task_reactor"},
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
     {"admission", "budget"},
     {"bucket", "presence"},

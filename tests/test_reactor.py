@@ -13,7 +13,8 @@ import anyio.lowlevel
 import pytest
 
 from goim_core import poller
-from goim_core.reactor import KernelReactor, Reactor, TaskReactor, new_reactor
+from goim_core.reactor import KernelReactor, Reactor
+from goim_core.task_reactor import TaskReactor, new_reactor
 
 pytestmark = pytest.mark.anyio
 
@@ -378,6 +379,65 @@ async def test_many_ready_sockets_leave_room_for_the_rest_of_the_program(
                 await anyio.lowlevel.checkpoint()
     if isinstance(sockets.reactor, KernelReactor):
         assert len(set(served)) > 1
+
+
+async def test_what_a_turn_calls_is_in_a_task_and_may_start_another(sockets: Sockets) -> None:
+    """A plain hook may use whatever anyio has that does not wait."""
+    source, peer = sockets.pair()
+    started: list[str] = []
+
+    async def start(name: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        started.append(name)
+
+    async with anyio.create_task_group() as tasks:
+
+        def begin() -> None:
+            with anyio.CancelScope() as scope:  # noqa: ASYNC100  # a plain function has nothing to wait for
+                assert not scope.cancel_called
+            name = anyio.get_current_task().name
+            assert name is not None
+            tasks.start_soon(start, name)
+
+        source.readable = source.turn = begin
+        tasks.start_soon(sockets.reactor.run, name="the reactor's")
+        peer.send(b"one")
+        await source.until(lambda: source.data == b"one")
+        sockets.reactor.again(source)
+        with anyio.fail_after(5):
+            while len(started) < 2:
+                await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    if isinstance(sockets.reactor, KernelReactor):
+        assert started == ["the reactor's"] * 2
+
+
+async def test_what_a_turn_calls_may_end_the_program_around_it(sockets: Sockets) -> None:
+    source, peer = sockets.pair()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            source.readable = tasks.cancel_scope.cancel
+            tasks.start_soon(sockets.reactor.run)
+            peer.send(b"one")
+    assert source.data == b"one"
+
+
+async def test_without_the_kernels_object_nobody_can_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Sockets(new_reactor())
+    if not isinstance(made.reactor, KernelReactor):
+        pytest.skip("there is none")
+    _, peer = made.pair()
+
+    def broken() -> None:
+        raise OSError("broken")
+
+    monkeypatch.setattr(made.reactor._poller, "poll", broken)
+    try:
+        with anyio.fail_after(5), pytest.raises(OSError, match="broken"):
+            peer.send(b"one")
+            await made.reactor.run()
+    finally:
+        made.close()
 
 
 async def test_it_stops_when_it_is_cancelled_and_leaves_the_sockets_open(sockets: Sockets) -> None:
