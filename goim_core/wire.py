@@ -52,12 +52,13 @@ class Packet:
     ``frames`` are encoded frames, at least one. A single frame goes bare. Several go bare one after
     the other over TCP, and inside one op-9 frame in one binary message over WebSocket (goim does so).
 
-    ``forms`` are the bytes by kind of wire, ``count`` is how many frames they carry.
+    ``forms`` are the bytes by kind of wire, ``sizes`` their lengths, ``count`` is how many frames they carry.
     """
 
-    __slots__ = ("count", "forms")
+    __slots__ = ("count", "forms", "sizes")
 
     forms: tuple[bytes, bytes]
+    sizes: tuple[int, int]
     count: int
 
     def __init__(self, frames: Sequence[bytes]) -> None:
@@ -65,7 +66,9 @@ class Packet:
             raise ValueError("frames: expected at least one")
         bare = frames[0] if len(frames) == 1 else b"".join(frames)
         message = bare if len(frames) == 1 else encode(Op.RAW, bare)
-        self.forms = (bare, websocket_binary(message))
+        wrapped = websocket_binary(message)
+        self.forms = (bare, wrapped)
+        self.sizes = (len(bare), len(wrapped))
         self.count = len(frames)
 
 
