@@ -29,7 +29,7 @@ class Clock(Protocol):
         """The wall clock's time in seconds since 1970, which may be set back."""
 
     async def sleep(self, seconds: float) -> None:
-        """Return when ``seconds`` have passed."""
+        """Return when ``seconds`` have passed; below 0 they have already."""
 
 
 class SystemClock:
@@ -44,7 +44,7 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep in the running event loop."""
-        await anyio.sleep(seconds)
+        await anyio.sleep(max(0.0, seconds))  # time goes on between asking for a moment and waiting for it
 
 
 class Timed(Protocol):

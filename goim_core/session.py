@@ -48,8 +48,11 @@ def check_mid(mid: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _shared(ops: frozenset[int]) -> frozenset[int]:
-    """One object for equal sets: most connections accept the same few ops, and a set is 216 bytes."""
-    return ops
+    """One object for equal sets: most connections accept the same few ops, and a set is 216 bytes.
+
+    Of plain numbers, also where those of an enum, which are equal to them, come first.
+    """
+    return frozenset(map(int, ops))
 
 
 def _accepts(ops: Iterable[int]) -> frozenset[int]:

@@ -69,6 +69,12 @@ async def test_the_system_clock_sleeps() -> None:
     assert clock.now() - before > 0.0005
 
 
+@pytest.mark.anyio
+async def test_a_moment_that_has_passed_is_not_waited_for() -> None:
+    for clock in (SystemClock(), ManualClock()):
+        await clock.sleep(-0.001)
+
+
 @pytest.mark.parametrize("seconds", [0.01, 0.25, 0.26, 1.0, 1000.1])
 def test_a_deadline_is_kept_within_a_tick_and_never_early(
     wheel: Deadlines, clock: ManualClock, seconds: float

@@ -110,6 +110,12 @@ def test_equal_accepts_are_one_object() -> None:
     assert first.accepts is second.accepts
 
 
+def test_accepts_are_plain_numbers() -> None:
+    accepts = Session(mid=1, accepts=frozenset([Op.MOVE, 77_001])).accepts
+    assert {type(op) for op in accepts} == {int}
+    assert Session(mid=1, accepts=frozenset([int(Op.MOVE), 77_001])).accepts is accepts
+
+
 def test_accepts_may_come_in_any_iterable_and_by_name() -> None:
     assert Session(mid=1, accepts=[1000, 1000, Op.ERROR]).accepts == {1000, 18}  # type: ignore[arg-type]
     assert Session(mid=1, accepts=(0, INT32_MAX)).accepts == {0, INT32_MAX}  # type: ignore[arg-type]
