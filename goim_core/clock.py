@@ -110,9 +110,12 @@ class Deadlines:
 
     def forget(self, timed: Timed) -> None:
         """Take ``timed`` out, if it is in."""
-        if timed.slot is not None:
-            timed.slot.pop(timed, None)
+        slot = timed.slot
+        if slot is not None:
+            slot.pop(timed, None)
             timed.slot = None
+            if not slot:  # a dict that is only emptied keeps its table, here until its time comes
+                slot.clear()
 
     def expire(self, limit: int = LOOKS) -> bool:
         """Call what is due, looking at up to ``limit`` entries; True when some are left to look at."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 import inspect
 import logging
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextvars import copy_context
 from math import inf
 from typing import Any, TypeAlias, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import frozen
+from attrs import define, frozen
 
-from goim_core.clock import Deadlines
+from goim_core.clock import Deadlines, Timer
 from goim_core.errors import (
     BackboneError,
     CloseCode,
@@ -106,12 +108,29 @@ class _Outcome:
     error: Refused | Disconnect | None = None
 
 
+@define(eq=False)
+class _Exchange:
+    """A flow that has to wait, and who is told what became of it."""
+
+    flow: Flow[Any]
+    began: float
+    awaitable: Awaitable[Any]
+    """What it waits for first."""
+    done: Callable[[Any], None]
+    failed: Callable[[Refused | Disconnect], None]
+    scope: anyio.CancelScope | None = None
+    """That of its task, once that has begun."""
+    cut: bool = False
+    """It was cut short, and was not merely too slow."""
+
+
 class Exchanges:
     """Runs flows: what a frame of a client has to do with the application's hooks.
 
-    At most ``limit`` are with async hooks at a time, each for at most ``timeout`` seconds. Whatever a
-    hook does wrong ends its own exchange, with an error for that client and a log line. ``times`` is told
-    how long each took, the wait for its turn included, under the name of its flow.
+    At most ``limit`` are with async hooks at a time, each in a task of its own and for at most ``timeout``
+    seconds. The others wait in a line: in a storm they may be thousands, and a task is some kilobytes.
+    Whatever a hook does wrong ends its own exchange, with an error for that client and a log line. ``times``
+    is told how long each took, the wait for its turn included, under the name of its flow.
     """
 
     def __init__(
@@ -127,16 +146,18 @@ class Exchanges:
         self._now = deadlines.clock.now
         self._times = {} if times is None else times
         self._of: dict[str, HookTimes] = {}  # the same by the name of the flow's function
-        self._limiter = anyio.CapacityLimiter(limit)
+        self._limit = limit
         self._timeout = timeout
-        self._active: dict[anyio.CancelScope, float] = {}  # and when each began
-        self._running: set[anyio.CancelScope] = set()
-        self._idle = anyio.Event()
+        self._waiting: deque[_Exchange] = deque()
+        self._running: dict[_Exchange, None] = {}
+        self._idle: anyio.Event | None = None
+        self._context = copy_context()
 
     def bound(self, limit: int, timeout: float) -> None:
         """Change both, ``timeout`` for those that have not begun."""
-        self._limiter.total_tokens = limit
+        self._limit = limit
         self._timeout = timeout
+        self._next()
 
     def begin(
         self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]
@@ -151,7 +172,7 @@ class Exchanges:
             self._ended(flow, began, step)
             _report(step, done, failed)
             return True
-        self._start(flow, began, step, done, failed)
+        self._start(_Exchange(flow, began, step, done, failed))
         return False
 
     def each(self, flows: Iterable[Flow[object]]) -> None:
@@ -161,26 +182,31 @@ class Exchanges:
             began = self._now()
             step = _step(flow.__next__)
             if not isinstance(step, _Outcome):
-                self._start(flow, began, step, lambda _: self.each(rest), lambda _: self.each(rest))
+
+                def go_on(_: object) -> None:
+                    self.each(rest)
+
+                self._start(_Exchange(flow, began, step, go_on, go_on))
                 return
             self._ended(flow, began, step)
 
     def abort(self) -> None:
         """Cancel every exchange that is with its hook; each is told so."""
-        for scope in tuple(self._running):
-            scope.cancel()
+        for exchange in self._running:
+            if exchange.scope is not None:
+                exchange.cut = True
+                exchange.scope.cancel()
 
-    def _start(
-        self,
-        flow: Flow[T],
-        began: float,
-        step: Awaitable[Any],
-        done: Callable[[T], None],
-        failed: Callable[[Refused | Disconnect], None],
-    ) -> None:
-        scope = anyio.CancelScope()
-        self._active[scope] = began
-        self._tasks.start_soon(self._go_on, scope, flow, step, done, failed)
+    def _start(self, exchange: _Exchange) -> None:
+        self._waiting.append(exchange)
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and len(self._running) < self._limit:
+            exchange = self._waiting.popleft()
+            self._running[exchange] = None
+            # Not in the context of whoever has ended: its hooks were those of another client.
+            self._context.run(self._tasks.start_soon, self._go_on, exchange)
 
     def _ended(self, flow: Flow[Any], began: float, outcome: _Outcome) -> None:
         name = getattr(flow, "__name__", "")
@@ -194,46 +220,53 @@ class Exchanges:
     @property
     def active(self) -> bool:
         """Whether an exchange is under way."""
-        return bool(self._active)
+        return bool(self._running or self._waiting)
 
     async def idle(self) -> None:
         """Return when no exchange is under way."""
-        while self._active:
+        while self.active:
+            if self._idle is None:
+                self._idle = anyio.Event()
             await self._idle.wait()
 
-    async def _go_on(
-        self,
-        scope: anyio.CancelScope,
-        flow: Flow[T],
-        awaitable: Awaitable[Any],
-        done: Callable[[T], None],
-        failed: Callable[[Refused | Disconnect], None],
-    ) -> None:
-        outcome = _Outcome(error=Refused("the server took too long", ErrorCode.TIMEOUT))
+    async def _go_on(self, exchange: _Exchange) -> None:
         try:
-            with scope:
-                async with self._limiter:
-                    self._running.add(scope)
-                    with self._deadlines.move_on_after(self._timeout) as timer:
-                        outcome = await _run(flow, awaitable)
-                if timer.cancelled_caught:
-                    _log.error(
-                        "hook timed out after %s s: %s", self._timeout, getattr(flow, "__qualname__", flow)
-                    )
-            if scope.cancelled_caught:
-                outcome = _cut(flow, awaitable, Disconnect("the server is stopping", CloseCode.GOING_AWAY))
+            outcome = await self._outcome(exchange)
             # Whoever is told may begin the next: for them this one is over.
-            self._running.discard(scope)
-            self._ended(flow, self._active.pop(scope), outcome)
-            _report(outcome, done, failed)
+            del self._running[exchange]
+            self._next()
+            self._ended(exchange.flow, exchange.began, outcome)
+            _report(outcome, exchange.done, exchange.failed)
+        except BaseException:  # cancelled with the server, and so is who waits
+            self._running.pop(exchange, None)
+            while self._waiting:
+                _close(self._waiting.popleft().awaitable)
+            raise
         finally:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()  # cancelled before its turn came, it would warn that nobody awaited it
-            self._running.discard(scope)
-            self._active.pop(scope, None)
-            if not self._active:
+            _close(exchange.awaitable)
+            if self._idle is not None and not self.active:
                 self._idle.set()
-                self._idle = anyio.Event()
+                self._idle = None
+
+    async def _outcome(self, exchange: _Exchange) -> _Outcome:
+        flow, timeout = exchange.flow, self._timeout
+        with anyio.CancelScope() as exchange.scope:
+            timer = Timer(self._now() + timeout, exchange.scope.cancel)
+            self._deadlines.watch(timer)
+            try:
+                return await _run(flow, exchange.awaitable)
+            finally:
+                self._deadlines.forget(timer)
+        if exchange.cut:
+            return _cut(flow, exchange.awaitable, Disconnect("the server is stopping", CloseCode.GOING_AWAY))
+        _log.error("hook timed out after %s s: %s", timeout, getattr(flow, "__qualname__", flow))
+        return _Outcome(error=Refused("the server took too long", ErrorCode.TIMEOUT))
+
+
+def _close(awaitable: Awaitable[Any]) -> None:
+    """Cancelled before its turn came, a coroutine would warn that nobody awaited it."""
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
 
 
 async def _run(flow: Flow[Any], step: Awaitable[Any] | _Outcome) -> _Outcome:
@@ -250,8 +283,7 @@ async def _run(flow: Flow[Any], step: Awaitable[Any] | _Outcome) -> _Outcome:
 def _cut(flow: Flow[Any], step: Awaitable[Any] | _Outcome, why: Disconnect) -> _Outcome:
     """End ``flow``, which may never have had its turn: what it cleans up is done before anyone is told."""
     while not isinstance(step, _Outcome):
-        if inspect.iscoroutine(step):
-            step.close()
+        _close(step)
         step = _step(flow.throw, why)
     return _Outcome(error=why)
 

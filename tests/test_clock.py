@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import anyio
@@ -156,6 +157,19 @@ def test_forgetting(wheel: Deadlines, clock: ManualClock) -> None:
     wheel.expire()
     assert entry.called is None
     assert other.called is not None
+
+
+def test_what_was_forgotten_leaves_no_table(wheel: Deadlines) -> None:
+    """Of a storm whose connections are gone long before their time."""
+    entries = [watched(wheel, 480.0) for _ in range(1000)]
+    slot = entries[0].slot
+    assert slot is not None
+    assert sys.getsizeof(slot) > 10_000
+    for entry in entries:
+        wheel.forget(entry)
+    assert sys.getsizeof(slot) == sys.getsizeof({})
+    again = watched(wheel, 480.0)
+    assert again.slot is slot
 
 
 def test_one_call_looks_at_a_limited_number(wheel: Deadlines, clock: ManualClock) -> None:

@@ -31,7 +31,8 @@ from attrs import Factory, define
 
 import goim_core
 from goim_core import OpenAuth, Server
-from goim_core.clock import SystemClock
+from goim_core.clock import Deadlines, SystemClock
+from goim_core.flow import Exchanges, Flow, settle
 from goim_core.protocol import Op, encode
 from goim_core.wire import Packet
 
@@ -423,3 +424,29 @@ async def test_memory(kind: str) -> None:
         finally:
             tracemalloc.stop()
     assert MEMORY[kind] / 2 < size <= MEMORY[kind]
+
+
+WAITS = 800
+"""Bytes of an exchange that waits for its turn with a hook; one that has it has a task, of six times that."""
+
+
+async def test_what_waits_for_its_turn_with_a_hook() -> None:
+    """Thousands of clients that come back at once are no thousands of tasks."""
+    many, never = 1000, anyio.Event()
+
+    def flow() -> Flow[None]:
+        yield from settle(never.wait())
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(Still()), 1, 30.0)
+        exchanges.begin(flow(), print, print)
+        await anyio.wait_all_tasks_blocked()
+        tracemalloc.start()
+        try:
+            for _ in range(many):
+                exchanges.begin(flow(), print, print)
+            size = tracemalloc.get_traced_memory()[0] / many
+        finally:
+            tracemalloc.stop()
+        tasks.cancel_scope.cancel()
+    assert WAITS / 2 < size <= WAITS

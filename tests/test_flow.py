@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -331,6 +333,75 @@ async def test_only_so_many_are_with_hooks_at_a_time() -> None:
         release.set()
         await ends.count(10)
     assert most == 3
+
+
+@define
+class Counting:
+    """A task group that counts."""
+
+    tasks: TaskGroup
+    started: int = 0
+
+    def start_soon(self, *call: Any) -> None:
+        self.started += 1
+        self.tasks.start_soon(*call)
+
+
+async def test_those_that_wait_for_a_place_have_no_task() -> None:
+    ends, release = Ends(), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        counting = Counting(tasks)
+        exchanges = Exchanges(cast("TaskGroup", counting), Deadlines(ManualClock()), 3, TIMEOUT)
+        for _ in range(100):
+            exchanges.begin(calling(release.wait), ends.add, ends.add)
+        assert counting.started == 3
+        exchanges.bound(5, TIMEOUT)
+        assert counting.started == 5
+        release.set()
+        await exchanges.idle()
+    assert counting.started == len(ends.seen) == 100
+
+
+async def test_they_have_their_turns_in_the_order_in_which_they_began() -> None:
+    log: list[int] = []
+
+    def flow(number: int) -> Flow[int]:
+        yield from settle(anyio.lowlevel.checkpoint())
+        log.append(number)
+        return number
+
+    async with anyio.create_task_group() as tasks:
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+
+        def told(number: int) -> None:
+            if number < 10:  # what is begun by who is told comes behind those that wait
+                exchanges.begin(flow(number + 10), told, lambda _: None)
+
+        for number in range(4):
+            exchanges.begin(flow(number), told, lambda _: None)
+        await exchanges.idle()
+    assert log == [0, 1, 2, 3, 10, 11, 12, 13]
+
+
+WHOSE: ContextVar[str] = ContextVar("WHOSE", default="nobody's")
+
+
+async def test_a_hook_does_not_see_what_that_of_the_client_before_has_set() -> None:
+    ends = Ends()
+
+    async def hook(name: str) -> str:
+        found = WHOSE.get()
+        WHOSE.set(name)
+        await anyio.lowlevel.checkpoint()
+        return found
+
+    async with anyio.create_task_group() as tasks:
+        WHOSE.set("the server's")
+        exchanges = Exchanges(tasks, Deadlines(ManualClock()), 1, TIMEOUT)
+        for name in "abc":
+            exchanges.begin(calling(partial(hook, name)), ends.add, ends.add)
+        await exchanges.idle()
+    assert ends.seen == ["the server's"] * 3
 
 
 async def test_a_plain_hook_does_not_wait_for_a_place() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from xml.etree import ElementTree as ET
 
@@ -16,7 +17,7 @@ from benchmarks.soak.client import Tally
 from benchmarks.soak.crowd import Seen
 from benchmarks.soak.ledger import GRACE, Inbox, Pushes, Track, Visit, lost_of_inbox
 from benchmarks.soak.pushers import Pushed
-from benchmarks.soak.report import Held, Minute, percentile, picture, slope
+from benchmarks.soak.report import Held, Level, Minute, percentile, picture, slope
 from benchmarks.soak.verdicts import of_ends, of_memory, of_nodes, of_pushes
 
 
@@ -146,10 +147,8 @@ def test_the_books_put_it_together() -> None:
 
 
 def held(**counts: int) -> Held:
-    zeros = dict.fromkeys(
-        ("pid", "threads", "objects", "users", "deliveries", "connections", "blocks", "malloc_mb"), 0
-    )
-    return Held(rss_mb=80.0, **{**zeros, "descriptors": 19, "tasks": 24, **counts})
+    zeros = dict.fromkeys(("pid", "threads", "objects", "users", "deliveries", "connections", "malloc_mb"), 0)
+    return Held(rss_mb=80.0, **{**zeros, "descriptors": 19, "tasks": 24, "blocks": 200_000, **counts})
 
 
 def minute(at: float, rss_mb: float = 80.0, **figures: int) -> Minute:
@@ -176,18 +175,48 @@ def test_each_bound_can_be_broken() -> None:
     books.passed_over, books.users[7] = 0, array("d", [1.0])  # which did not come
     assert not all_held(books)
 
-    minutes = [minute(60 * n) for n in range(30)]
-    assert of_memory(minutes, "a")[1]
-    assert of_memory([minute(60 * n, 80 - n) for n in range(30)], "a")[1]
-    assert not of_memory([minute(60 * n, 80 + n) for n in range(30)], "a")[1]
-    assert of_memory([minute(60 * n, 80 + 50 * (n > 3)) for n in range(30)], "a")[1]  # it was the warm-up
-
     assert all(good for _, good in of_nodes(["a"], [held()], [held(tasks=25)]))
-    for end in (None, held(connections=1), held(descriptors=22), held(tasks=27)):
+    for end in (None, held(connections=1), held(descriptors=22), held(tasks=27), held(blocks=230_000)):
         assert not all(good for _, good in of_nodes(["a"], [held()], [end]))
-    assert of_ends(["0, 1.2 s", "0, 0.1 s"])[1]
-    for how in ("-9, 1.0 s", "0, 10.1 s"):
-        assert not of_ends(["0, 1.2 s", how])[1]
+    assert of_ends(["0, 1.2 s with 0.7 s of CPU", "0, 0.1 s with 0.1 s of CPU"])[1]
+    for how in ("-9, 1.0 s with 0.9 s of CPU", "0, 10.1 s with 2.1 s of CPU"):
+        assert not of_ends(["0, 1.2 s with 0.7 s of CPU", how])[1]
+
+
+FAULTS = ("node", "storm", "queue", "registry")
+
+
+def memory_held(of: Callable[[float, str], float], what: str = "rss_mb", turns: int = 6) -> bool:
+    """Whether memory is flat that is ``of`` so many minutes and the fault that follows."""
+    levels = []
+    for number in range(turns * len(FAULTS)):
+        level = Level(75.0 * (number + 1), FAULTS[number % len(FAULTS)], held())
+        assert level.held is not None
+        setattr(level.held, what, of(level.at / 60, level.fault))
+        levels.append(level)
+    return all(good for _, good in of_memory(levels, "a"))
+
+
+@pytest.mark.parametrize("what", ["rss_mb", "blocks"])
+def test_memory_may_not_grow(what: str) -> None:
+    assert memory_held(lambda _, __: 80, what)
+    assert memory_held(lambda at, _: 80 - at, what)
+    assert memory_held(lambda at, _: 80 + 0.1 * at, what)  # 6 of 80 in an hour
+    assert not memory_held(lambda at, _: 80 + 0.2 * at, what)
+    assert not memory_held(lambda at, _: 80 + 5 * (at > 20), what)  # a step that stays
+    assert memory_held(lambda at, _: 80 + 40 * (at < 9), what)  # it was the warm-up
+    assert memory_held(lambda at, _: 80 + at, what, turns=4)  # nobody can tell
+
+
+def test_memory_is_compared_with_that_before_the_same_fault() -> None:
+    of_fault = {"node": 70, "storm": 120, "queue": 90, "registry": 90}
+    assert memory_held(lambda _, fault: of_fault[fault])
+    assert not memory_held(lambda at, fault: of_fault[fault] + 0.2 * at)
+
+
+def test_a_node_that_is_away_has_no_level() -> None:
+    levels = [Level(75.0 * n, "storm", None if n % 2 else held()) for n in range(40)]
+    assert all(good for _, good in of_memory(levels, "a"))
 
 
 def test_the_picture_is_one() -> None:
@@ -201,5 +230,7 @@ def test_the_picture_is_one() -> None:
 def test_slope_and_percentile() -> None:
     assert slope([(0, 5.0), (1, 7.0), (2, 9.0)]) == pytest.approx(2)
     assert slope([(0, 5.0)]) == 0
+    assert slope() == 0
+    assert slope([(0, 5.0), (2, 9.0)], [(1, 50.0), (3, 54.0)], [(7, 1.0)]) == pytest.approx(2)
     assert percentile(Counter({0: 98, 10: 1, 50: 1}), 0.99, 0.2) == pytest.approx(2.2)
     assert percentile(Counter(), 0.99, 0.2) == 0

@@ -22,7 +22,7 @@ from benchmarks.soak.crowd import Plan, Seen, live_clients
 from benchmarks.soak.field import FAULTS, IDLE, Field, others_cpu
 from benchmarks.soak.ledger import GRACE
 from benchmarks.soak.pushers import Load, Pushed, push
-from benchmarks.soak.report import Held, Minute, picture
+from benchmarks.soak.report import Held, Level, Minute, picture
 from benchmarks.soak.verdicts import of_ends, of_memory, of_nodes, of_pushes
 from examples.cluster.processes import NotStarted
 
@@ -62,6 +62,7 @@ class Soak:
         self.call, self.field, self.books = call, field, Books()
         self.begin = time.monotonic()
         self.minutes: list[Minute] = []
+        self.levels: list[Level] = []
         self.events: list[str] = []
         self.ends: list[str] = []
         self.start = [node.warm() for node in field.nodes]
@@ -112,7 +113,8 @@ class Soak:
         self.note()
 
     def strike(self, fault: str) -> None:
-        """Do one of :data:`FAULTS`."""
+        """Do one of :data:`FAULTS`, and note what the first node holds before."""
+        self.levels.append(Level(round(time.monotonic() - self.begin, 1), fault, self.field.nodes[0].held()))
         if fault == "storm":
             for crowd in self.crowds:
                 crowd.tell("storm")
@@ -237,7 +239,7 @@ def main() -> int:
     names = [node.name for node in field.nodes]
     results = [
         *of_pushes(soak.books, soak.minutes[-1], call.conns),
-        of_memory(soak.minutes, names[0]),
+        *of_memory(soak.levels, names[0]),
         *of_nodes(names, soak.start, left),
         of_ends(soak.ends),
     ]
@@ -253,6 +255,7 @@ def main() -> int:
         "refused": soak.books.refused,
         "start": [asdict(held) for held in soak.start],
         "end": [held and asdict(held) for held in left],
+        "levels": [asdict(level) for level in soak.levels],
         "minutes": [asdict(minute) for minute in soak.minutes],
     }
     (call.out / "soak.json").write_text(json.dumps(result, indent=1) + "\n")

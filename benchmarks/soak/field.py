@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -90,12 +91,13 @@ class Node(Process):
         connection.close()
 
     def drain(self) -> str:
-        """SIGTERM, and how it ended: "status, seconds"."""
-        begun = time.monotonic()
+        """SIGTERM, and how it ended: "status, seconds", and how much CPU it had for that."""
+        begun, used = time.monotonic(), _cpu(self.pid) + _cpu_of_ended()
         assert self._process is not None
         self._process.terminate()
         status = self._process.wait(DRAINS_WITHIN)
-        return f"{status}, {time.monotonic() - begun:.1f} s"
+        took, used = time.monotonic() - begun, _cpu_of_ended() - used
+        return f"{status}, {took:.1f} s with {used:.1f} s of CPU"
 
 
 class Field:
@@ -153,6 +155,12 @@ def _cpu(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _cpu_of_ended() -> float:
+    """Seconds of CPU that processes have used which were started here, and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def others_cpu(field: Field, pids: list[int]) -> Iterator[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-__all__ = ["Held", "Minute", "percentile", "picture", "slope"]
+__all__ = ["Held", "Level", "Minute", "percentile", "picture", "slope"]
 
 
 @dataclass
@@ -32,6 +32,16 @@ class Held:
     closes: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, int] = field(default_factory=dict)
     outbox_bytes: int = 0
+
+
+@dataclass
+class Level:
+    """What the first node holds right before a fault."""
+
+    at: float
+    """Seconds since the begin."""
+    fault: str
+    held: Held | None
 
 
 @dataclass
@@ -90,14 +100,20 @@ def percentile(latencies: Counter[int], part: float, unit_ms: float) -> float:
     return 0.0
 
 
-def slope(points: list[tuple[float, float]]) -> float:
-    """By how much y grows for each unit of x, by least squares; 0 for fewer than three points."""
-    if len(points) < 3:
+def slope(*kinds: list[tuple[float, float]]) -> float:
+    """By how much y grows for each unit of x, by least squares; each kind has a level of its own.
+
+    0 where there are fewer than three points.
+    """
+    if sum(map(len, kinds)) < 3:
         return 0.0
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
+    both = spread = 0.0
+    for points in kinds:
+        mean_x = sum(x for x, _ in points) / len(points)
+        mean_y = sum(y for _, y in points) / len(points)
+        both += sum((x - mean_x) * (y - mean_y) for x, y in points)
+        spread += sum((x - mean_x) ** 2 for x, _ in points)
+    return both / spread if spread else 0.0
 
 
 # The picture.

@@ -7,18 +7,18 @@ from typing import TypeAlias
 
 from benchmarks.soak.books import Books
 from benchmarks.soak.node import DRAIN
-from benchmarks.soak.report import Held, Minute, slope
+from benchmarks.soak.report import Held, Level, Minute, slope
 
 __all__ = ["Verdict", "of_ends", "of_memory", "of_nodes", "of_pushes"]
 
 Verdict: TypeAlias = tuple[str, bool]
 
-WARM_UP = 300.0
-"""Seconds at the begin that the slope of memory leaves out: in them each fault comes for the first time."""
+WARM_UP = 2
+"""Turns of all faults that growth leaves out: by then each has come twice, one of them under more load."""
 ENOUGH = 10
-"""Of how many minutes a slope says something."""
+"""Of how many levels growth says something."""
 GROWTH = 10.0
-"""By how many per cent an hour memory may grow."""
+"""By how many per cent an hour memory may grow, and what is in use without clients from start to end."""
 SPARE = 1
 """How many more descriptors or tasks there may be at the end, for a question that is under way."""
 
@@ -36,14 +36,22 @@ def of_pushes(books: Books, last: Minute, conns: int) -> Iterator[Verdict]:
     yield text, last.reordered == last.stored_odd == 0
 
 
-def of_memory(minutes: Sequence[Minute], name: str) -> Verdict:
-    """The memory of the first node, which is never started again, does not grow."""
-    points = [(m.at / 3600, held.rss_mb) for m in minutes if m.at > WARM_UP and (held := m.nodes[0])]
-    if len(points) < ENOUGH:
-        return f"memory of {name}: too short a run to tell", True
-    growth = slope(points)
-    share = 100 * growth * len(points) / sum(y for _, y in points)
-    return f"memory of {name}: {growth:+.1f} MB an hour, {share:+.1f} %", share <= GROWTH
+def of_memory(levels: Sequence[Level], name: str) -> Iterator[Verdict]:
+    """The memory of the first node, which is never started again, does not grow: resident, and in use.
+
+    Each level is that before a fault, and is compared with those before the same fault in other turns.
+    """
+    kinds = len({level.fault for level in levels})
+    counted = [(level, level.held) for level in levels[WARM_UP * kinds :] if level.held]
+    if len(counted) < ENOUGH:
+        yield f"memory of {name}: too short a run to tell", True
+        return
+    for what, unit in (("rss_mb", "MB resident"), ("blocks", "of Python's blocks in use")):
+        found = [(level.fault, level.at / 3600, getattr(held, what)) for level, held in counted]
+        by_fault = [[(x, y) for of, x, y in found if of == fault] for fault in {of for of, _, _ in found}]
+        share = 100 * slope(*by_fault) * len(found) / max(1, sum(y for _, _, y in found))
+        first, last = found[0][2], found[-1][2]
+        yield f"{name}: {first:,} to {last:,} {unit}, by fault {share:+.1f} % an hour", share <= GROWTH
 
 
 def of_nodes(names: Sequence[str], start: Sequence[Held], end: Sequence[Held | None]) -> Iterator[Verdict]:
@@ -56,6 +64,11 @@ def of_nodes(names: Sequence[str], start: Sequence[Held], end: Sequence[Held | N
         for what in ("descriptors", "tasks"):
             had, has = getattr(before, what), getattr(after, what)
             yield f"{name}: {had} {what} at the start, {has} at the end", has <= had + SPARE
+        share = 100 * (after.blocks - before.blocks) / max(1, before.blocks)
+        blocks = f"{before.blocks:,} of Python's blocks in use at the start, {after.blocks:,} at the end"
+        beside = f"MB of the C library {before.malloc_mb} and {after.malloc_mb}"
+        resident = f"resident {before.rss_mb} and {after.rss_mb}"
+        yield f"{name}: {blocks}, {share:+.1f} % ({beside}, {resident})", share <= GROWTH
 
 
 def of_ends(ends: Sequence[str]) -> Verdict:
