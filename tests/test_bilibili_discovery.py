@@ -207,7 +207,8 @@ async def test_polls_that_fail_wait_longer_each_time() -> None:
 async def test_a_server_in_protection_takes_registrations_only() -> None:
     protected = {"fetch", "polls"}
     async with fake_discovery() as ([fake], _):
-        fake.otherwise = lambda what: Response(503) if what in protected else None
+        refusal = Response(200, b'{"code":-500,"message":"-500","ttl":1}')
+        fake.otherwise = lambda what: refusal if what in protected else None
         async with joined(BilibiliDiscovery(fake.url, env="dev", clock=Hurried()), NODE) as member:
             assert member.names == ["n1"]
             assert "not fresh" in member.discovery.trouble
