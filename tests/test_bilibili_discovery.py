@@ -84,7 +84,7 @@ async def test_what_is_registered_is_what_goim_reads() -> None:
             "env": ["dev"],
             "appid": ["goim.comet"],
             "hostname": ["n1"],
-            "addrs": ["ws://10.0.0.1:3102", "grpc://n1.example.org:3109"],
+            "addrs": ["grpc://127.0.0.1:0", "ws://10.0.0.1:3102"],
             "version": [""],
             "status": ["1"],
         }
@@ -188,6 +188,17 @@ async def test_the_next_server_is_asked_at_once() -> None:
         await ticks(clock, 1)
         assert second.asked("set")
         assert not member.discovery.trouble
+
+
+async def test_a_node_that_is_registered_with_another_server() -> None:
+    node = evolve(NODE, addrs={"tcp": "10.0.0.1:3101", "ws": "10.0.0.1:3102"})
+    async with fake_discovery(2) as ([first, second], _):
+        async with joined(BilibiliDiscovery(first.url, env="dev"), node):
+            async with joined(BilibiliDiscovery(second.url, env="dev"), evolve(NODE, name="n2")) as other:
+                assert other.knows("n1").addrs == {"grpc": "127.0.0.1:0", **node.addrs}
+                _, told = second._fetch({"env": ["dev"], "appid": ["goim.comet"], "status": ["1"]})
+                addrs = [each["addrs"] for each in told["instances"]["sh001"] if each["hostname"] == "n1"]
+                assert addrs == [["grpc://127.0.0.1:0,tcp://10.0.0.1:3101,ws://10.0.0.1:3102"]]
 
 
 async def test_polls_that_fail_wait_longer_each_time() -> None:
