@@ -132,6 +132,19 @@ async def test_set_every_10_s_and_renew_every_30() -> None:
         assert len(fake.asked("register")) == 1
 
 
+async def test_that_a_node_drains_is_told_to_those_who_do_not_poll_at_that_moment() -> None:
+    async with one() as (member, [fake], _, _):
+        listed = fake.known.latest["dev", "goim.comet"]
+        for times, draining in enumerate((True, False), 2):
+            member.node = evolve(NODE, draining=draining)
+            await member.discovery.update()
+            await member.discovery.update()
+            assert len(fake.asked("register")) == times
+            assert len(fake.asked("set")) == times - 1
+            assert fake.known.latest["dev", "goim.comet"] > listed
+            listed = fake.known.latest["dev", "goim.comet"]
+
+
 @pytest.mark.parametrize("times", [1, 3], ids=["set finds out", "renew finds out"])
 async def test_a_server_without_memory_is_told_again(times: int) -> None:
     async with one() as (member, [fake], clock, _):

@@ -81,6 +81,7 @@ class BilibiliDiscovery(Discovery):
         self._nodes: tuple[Node, ...] = ()
         self._since = (0, "")
         self._renewed = 0.0
+        self._draining = False
         self._broken: set[str] = set()
         self._telling: anyio.CancelScope | None = None
         self._untold = Trouble(_log, "this node cannot say that it lives")
@@ -116,14 +117,19 @@ class BilibiliDiscovery(Discovery):
         addrs = [f"{door}://{address}" for door, address in {**NO_GRPC, **own.addrs}.items()]
         await self._tell("register", own, addrs=addrs, version="", status=UP, metadata=_metadata(own))
         self._renewed = self._clock.now()
+        self._draining = own.draining
 
     async def update(self) -> None:
         """See :meth:`~goim_core.discovery.Discovery.update`."""
-        if self._own is not None:
-            own = self._own()
+        if self._own is None:
+            return
+        own = self._own()
+        if own.draining == self._draining:
             code = await self._tell("set", own, UNKNOWN, status=UP, metadata=_metadata(own))
-            if code in UNKNOWN:
-                await self._register(own)
+            if code not in UNKNOWN:
+                return
+        # A set is heard by those whose poll waits just then. A register makes a newer list, which all get.
+        await self._register(own)
 
     async def _renew_in_time(self, own: Node) -> None:
         if self._clock.now() - self._renewed < self._renew - self._refresh / 2:
