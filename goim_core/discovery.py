@@ -6,6 +6,7 @@ it has. :func:`instance` and :func:`read_instance` are that form of a :class:`No
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -189,7 +190,9 @@ def read_instance(fields: Mapping[str, Any]) -> Node:
         metadata = dict(fields.get("metadata") or {})
         hosts = tuple(host for host in metadata.pop("addrs", "").split(",") if host)
         host = metadata.pop("host", "") or (hosts[0] if hosts else "")
-        addrs = (address.partition("://") for address in fields.get("addrs") or ())
+        addrs = (
+            address.partition("://") for text in fields.get("addrs") or () for address in _JOINED.split(text)
+        )
         return Node(
             name=name,  # type: ignore[arg-type]  # checked there
             host=host,
@@ -206,6 +209,10 @@ def read_instance(fields: Mapping[str, Any]) -> Node:
         )
     except (AttributeError, TypeError) as error:
         raise ValueError(f"no instance: {error}") from None
+
+
+_JOINED = re.compile(r",(?=[a-z]+://)")
+"""bilibili/discovery hands the addresses on to its other servers as one, with commas between them."""
 
 
 def in_url(host: str) -> str:

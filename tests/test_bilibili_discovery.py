@@ -84,7 +84,7 @@ async def test_what_is_registered_is_what_goim_reads() -> None:
             "env": ["dev"],
             "appid": ["goim.comet"],
             "hostname": ["n1"],
-            "addrs": ["ws://10.0.0.1:3102", "grpc://n1.example.org:3109"],
+            "addrs": ["grpc://127.0.0.1:0", "ws://10.0.0.1:3102"],
             "version": [""],
             "status": ["1"],
         }
@@ -130,6 +130,19 @@ async def test_set_every_10_s_and_renew_every_30() -> None:
             "zone": ["sh001"], "env": ["dev"], "appid": ["goim.comet"], "hostname": ["n1"], "region": ["sh"],
         }  # fmt: skip
         assert len(fake.asked("register")) == 1
+
+
+async def test_that_a_node_drains_is_told_to_those_who_do_not_poll_at_that_moment() -> None:
+    async with one() as (member, [fake], _, _):
+        listed = fake.known.latest["dev", "goim.comet"]
+        for times, draining in enumerate((True, False), 2):
+            member.node = evolve(NODE, draining=draining)
+            await member.discovery.update()
+            await member.discovery.update()
+            assert len(fake.asked("register")) == times
+            assert len(fake.asked("set")) == times - 1
+            assert fake.known.latest["dev", "goim.comet"] > listed
+            listed = fake.known.latest["dev", "goim.comet"]
 
 
 @pytest.mark.parametrize("times", [1, 3], ids=["set finds out", "renew finds out"])
@@ -190,6 +203,17 @@ async def test_the_next_server_is_asked_at_once() -> None:
         assert not member.discovery.trouble
 
 
+async def test_a_node_that_is_registered_with_another_server() -> None:
+    node = evolve(NODE, addrs={"tcp": "10.0.0.1:3101", "ws": "10.0.0.1:3102"})
+    async with fake_discovery(2) as ([first, second], _):
+        async with joined(BilibiliDiscovery(first.url, env="dev"), node):
+            async with joined(BilibiliDiscovery(second.url, env="dev"), evolve(NODE, name="n2")) as other:
+                assert other.knows("n1").addrs == {"grpc": "127.0.0.1:0", **node.addrs}
+                _, told = second._fetch({"env": ["dev"], "appid": ["goim.comet"], "status": ["1"]})
+                addrs = [each["addrs"] for each in told["instances"]["sh001"] if each["hostname"] == "n1"]
+                assert addrs == [["grpc://127.0.0.1:0,tcp://10.0.0.1:3101,ws://10.0.0.1:3102"]]
+
+
 async def test_polls_that_fail_wait_longer_each_time() -> None:
     async with one() as (_, [fake], clock, _):
         await until(lambda: fake.asked("polls"))
@@ -207,7 +231,8 @@ async def test_polls_that_fail_wait_longer_each_time() -> None:
 async def test_a_server_in_protection_takes_registrations_only() -> None:
     protected = {"fetch", "polls"}
     async with fake_discovery() as ([fake], _):
-        fake.otherwise = lambda what: Response(503) if what in protected else None
+        refusal = Response(200, b'{"code":-500,"message":"-500","ttl":1}')
+        fake.otherwise = lambda what: refusal if what in protected else None
         async with joined(BilibiliDiscovery(fake.url, env="dev", clock=Hurried()), NODE) as member:
             assert member.names == ["n1"]
             assert "not fresh" in member.discovery.trouble

@@ -41,6 +41,13 @@ def test_one_host_needs_no_list() -> None:
     assert read_instance(instance(node)) == node
 
 
+def test_addresses_that_another_server_of_discovery_joined() -> None:
+    doors = {"grpc": "127.0.0.1:0", "tcp": "[2001:db8::1]:3101", "ws": "/run/a,b"}
+    node = Node("n1", host="a.example.org", addrs=doors)
+    fields = instance(node)
+    assert read_instance({**fields, "addrs": [",".join(fields["addrs"])]}) == node
+
+
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2),

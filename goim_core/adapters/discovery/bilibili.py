@@ -17,7 +17,7 @@ import anyio
 from goim_core.adapters.discovery.servers import Servers
 from goim_core.adapters.trouble import Trouble
 from goim_core.clock import Clock, SystemClock
-from goim_core.discovery import APPID, Discovery, Node, in_url, instance, read_instance
+from goim_core.discovery import APPID, Discovery, Node, instance, read_instance
 from goim_core.errors import BackboneError, ConfigurationError
 
 __all__ = ["BilibiliDiscovery"]
@@ -34,8 +34,9 @@ PAUSE = 1.0
 LONGEST_WAIT = 30.0
 SILENT = 90
 """After how many seconds without a sign of life a node is forgotten."""
-GRPC = "grpc"
-GRPC_PORT = 3109
+NO_GRPC = {"grpc": "127.0.0.1:0"}
+"""A goim job calls each node at this door, and takes in none over one node that has no such door. Nothing can
+listen at port 0, so that the call fails at once, and reaches no comet that runs beside the node."""
 
 _log = logging.getLogger("goim_core.adapters.discovery")
 
@@ -80,6 +81,7 @@ class BilibiliDiscovery(Discovery):
         self._nodes: tuple[Node, ...] = ()
         self._since = (0, "")
         self._renewed = 0.0
+        self._draining = False
         self._broken: set[str] = set()
         self._telling: anyio.CancelScope | None = None
         self._untold = Trouble(_log, "this node cannot say that it lives")
@@ -111,20 +113,23 @@ class BilibiliDiscovery(Discovery):
             self._unheard.begin(error)
 
     async def _register(self, own: Node) -> None:
-        addrs = [f"{door}://{address}" for door, address in own.addrs.items()]
-        if GRPC not in own.addrs:
-            # Nothing listens there, but over one node without such an address a goim job takes in none.
-            addrs.append(f"{GRPC}://{in_url(own.host or own.name)}:{GRPC_PORT}")
+        # A server hands a list on to another as one text with commas, of which Go reads what comes first.
+        addrs = [f"{door}://{address}" for door, address in {**NO_GRPC, **own.addrs}.items()]
         await self._tell("register", own, addrs=addrs, version="", status=UP, metadata=_metadata(own))
         self._renewed = self._clock.now()
+        self._draining = own.draining
 
     async def update(self) -> None:
         """See :meth:`~goim_core.discovery.Discovery.update`."""
-        if self._own is not None:
-            own = self._own()
+        if self._own is None:
+            return
+        own = self._own()
+        if own.draining == self._draining:
             code = await self._tell("set", own, UNKNOWN, status=UP, metadata=_metadata(own))
-            if code in UNKNOWN:
-                await self._register(own)
+            if code not in UNKNOWN:
+                return
+        # A set is heard by those whose poll waits just then. A register makes a newer list, which all get.
+        await self._register(own)
 
     async def _renew_in_time(self, own: Node) -> None:
         if self._clock.now() - self._renewed < self._renew - self._refresh / 2:
