@@ -91,8 +91,9 @@ class Stopping:
     async def close(self) -> None:
         """Close whoever is left, and cut short the hooks that hang."""
         self._close_doors()
-        with self._patiently():
-            await self._send_out(ENDED)
+        if self._left(ENDED):  # else not even a turn of the event loop, in which thousands of hooks are told
+            with self._patiently():
+                await self._send_out(ENDED)
         for connection in self._connections():
             connection.close(_going_away())  # in a hurry, nobody has told it yet
             connection.lost(ConnectionAbortedError("the server has stopped"))

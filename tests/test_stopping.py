@@ -26,6 +26,7 @@ from goim_core import (
 from goim_core import stopping as module
 from goim_core.conversation import Conversation
 from goim_core.discovery import Discovery, Node, StaticDiscovery
+from goim_core.queue import MemoryQueue
 from goim_core.testing import App, Client, running
 
 pytestmark = pytest.mark.anyio
@@ -176,14 +177,22 @@ async def test_a_process_that_is_short_of_time_ends_in_time(monkeypatch: pytest.
     async def others_take_long(turn: int) -> None:
         await app.clock.sleep(1)
 
-    ends = Ends()
-    async with run(ends, messages=Slow()) as app:
+    class Watched(MemoryQueue):
+        drained = 0
+
+        async def drain(self) -> None:
+            self.drained += 1
+            await super().drain()
+
+    ends, queue = Ends(), Watched()
+    async with run(ends, messages=Slow(), queue=queue) as app:
         with stopping(app, ends):
             clients = [await app.connect({"mid": n, "key": str(n), "accepts": [1000]}) for n in range(20)]
             for client in clients:
                 await client.send(1000, "25")
             await app.idle()
         monkeypatch.setattr(module, "_share", others_take_long)
+    assert queue.drained == 1, "it was late, and waited for the queue once more"
     assert len(ends.at) == 20
     assert app.clock.now() <= ends.begun + DRAIN
     assert ends.codes == {1001}
