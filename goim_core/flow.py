@@ -6,16 +6,17 @@ to its end by being called: no task, no event loop. One that yields goes on in a
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from math import inf
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import frozen
+from attrs import define
 
 from goim_core.clock import Deadlines
 from goim_core.errors import (
@@ -42,23 +43,33 @@ _PLAIN = frozenset((type(None), bool, str, int, list, dict, Session))
 _log = logging.getLogger("goim_core.hooks")
 
 
+def waits(value: object) -> TypeGuard[Awaitable[Any]]:
+    """Whether what a hook returned has to be awaited."""
+    # Nearly all that plain hooks return is of these; isawaitable() takes its time to deny it.
+    return type(value) not in _PLAIN and inspect.isawaitable(value)
+
+
 def settle(value: MaybeAwaitable[T]) -> Flow[T]:
     """``value``, or what awaiting it gives: ``yield from settle(hook.method(...))``."""
-    # Nearly all that plain hooks return is of these; isawaitable() takes its time to deny it.
-    if type(value) not in _PLAIN and inspect.isawaitable(value):
-        return cast("T", (yield value))
-    return cast("T", value)
+    found: Any = value
+    if waits(value):
+        found = yield value
+    return found  # type: ignore[no-any-return]
 
 
 def settle_unquoted(hook: Callable[[A], MaybeAwaitable[T]], secret: A) -> Flow[T]:
     """``settle(hook(secret))``; what it raises is logged without its text, which may repeat the secret."""
     try:
-        return (yield from settle(hook(secret)))
+        found: Any = hook(secret)
+        if waits(found):
+            found = yield found
     except (Refused, Disconnect, HookError, BackboneError, StorageError, ServerStopped):
         raise
     except Exception as error:  # noqa: BLE001  # the border to the application, as in _step
         trace = "".join(traceback.format_tb(error.__traceback__)).rstrip()
         _log.error("a hook raised %s; its text may repeat the token:\n%s", type(error).__qualname__, trace)
+    else:
+        return found  # type: ignore[no-any-return]
     raise Refused("internal error", ErrorCode.INTERNAL)
 
 
@@ -100,10 +111,18 @@ def _caught(flow: Flow[None]) -> Flow[_Outcome]:
     return step
 
 
-@frozen
+@define
 class _Outcome:
     value: Any = None
     error: Refused | Disconnect | None = None
+
+
+Later: TypeAlias = Callable[[Callable[[Any], None], Any], None]
+"""Calls the first with the second, which has come out of a task."""
+
+
+def _at_once(report: Callable[[Any], None], outcome: Any) -> None:
+    report(outcome)
 
 
 class Exchanges:
@@ -139,20 +158,28 @@ class Exchanges:
         self._timeout = timeout
 
     def begin(
-        self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]
+        self,
+        flow: Flow[T],
+        done: Callable[[T], None],
+        failed: Callable[[Refused | Disconnect], None],
+        later: Later = _at_once,
     ) -> bool:
         """Run ``flow``, then call one of ``done`` and ``failed``.
 
-        True when that has happened already; False when it will, out of a task.
+        True when that has happened already; False when it will, out of a task, which calls ``later`` with
+        the one and what it is told.
         """
         began = self._now()
         step = _step(flow.__next__)
-        if isinstance(step, _Outcome):
-            self._ended(flow, began, step)
-            _report(step, done, failed)
-            return True
-        self._start(flow, began, step, done, failed)
-        return False
+        if not isinstance(step, _Outcome):
+            self._start(flow, began, step, functools.partial(later, done), functools.partial(later, failed))
+            return False
+        self._ended(flow, began, step)
+        if step.error is None:
+            done(step.value)
+        else:
+            failed(step.error)
+        return True
 
     def each(self, flows: Iterable[Flow[object]]) -> None:
         """Run ``flows`` one after the other, each to its end whatever becomes of those before it."""
