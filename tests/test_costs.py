@@ -202,10 +202,11 @@ class Still(SystemClock):
 
 
 @asynccontextmanager
-async def wire() -> AsyncIterator[Wire]:
+async def wire(**doors: str) -> AsyncIterator[Wire]:
     log = logging.getLogger("goim_core")
     log.setLevel(logging.ERROR)  # OpenAuth warns
-    async with Server(auth=OpenAuth(), tcp="127.0.0.1:0", ws="127.0.0.1:0", clock=Still()) as server:
+    doors = {"tcp": "127.0.0.1:0", "ws": "127.0.0.1:0", **doors}
+    async with Server(auth=OpenAuth(), clock=Still(), **doors) as server:
         found = Wire(server)
         try:
             yield found
@@ -353,8 +354,41 @@ async def test_a_push_on_its_way() -> None:
                 await push()
     assert cost.system == {"send": pushes}
     assert cost.loop["poll"] <= 2.2 * pushes
-    assert cost.python / pushes <= 63
+    assert cost.python / pushes <= 60
     assert cost.c / pushes <= 36
+
+
+async def test_a_push_through_the_http_api() -> None:
+    """One read and one write for each, and the event loop is told of neither its socket nor its deadline."""
+    posts = 50
+    body = b"a message"
+    head = f"POST /goim/push/room?operation=1000&type=live&room=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    answer = b'{"code":0,"message":""}'
+    async with wire(http="127.0.0.1:0") as w:
+        client = socket.create_connection(("127.0.0.1", w.server.port("http")), timeout=5)
+        w.clients.append(client)
+        done, here = anyio.Event(), anyio.lowlevel.current_token()
+
+        def post(count: int) -> None:
+            for _ in range(count):
+                client.sendall(f"{head}\r\n\r\n".encode() + body)
+                assert client.recv(4096).endswith(answer)
+
+        def post_all() -> None:
+            post(posts)
+            anyio.from_thread.run_sync(done.set, token=here)
+
+        await anyio.to_thread.run_sync(post, 3)
+        with counted() as cost:
+            thread = threading.Thread(target=post_all)
+            thread.start()
+            await done.wait()
+        thread.join()
+    assert cost.system == {"recv": posts, "send": posts}
+    assert not cost.loop.keys() & {"register", "modify", "unregister"}
+    assert cost.loop["poll"] <= 4.2 * posts  # and fewer where the next one is there already
+    assert cost.python / posts <= 137
+    assert cost.c / posts <= 92
 
 
 async def test_a_merged_push() -> None:

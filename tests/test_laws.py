@@ -29,7 +29,7 @@ LAYERS = [
     {"http_door", "doors", "conversation", "census"},
     {"connection", "http_conversation"},
     {"edge"},
-    {"inbox", "operations", "job", "listener"},
+    {"inbox", "operations", "job", "listener", "inflow"},
     {"logic"},
     {"publisher", "stats", "memory_storage", "auth", "weigher"},
     {"parts", "pressure", "unfinished"},
