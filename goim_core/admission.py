@@ -96,7 +96,8 @@ class Admission:
         room = int(min(0.0, now - self._paced) * rate + max(rate, 1.0) + 0.001)
         if room < 1:
             self._counters.refusals["accept_rate"] += 1
-        return max(room, 0)
+            return 0
+        return room
 
     # One accepted socket.
 

@@ -44,7 +44,7 @@ class OpenAuth(AuthHook):
             raise refused(f"token: expected a JSON object, got {type(token).__name__}")
         if "mid" not in token:
             raise refused("mid: missing from the token")
-        return session_of({name: token[name] for name in ("mid", "key", *CHOSEN) if name in token})
+        return session_of({name: token[name] for name in _BELIEVED if name in token})
 
 
 class SignedTokenAuth(TokenAuth):
@@ -148,6 +148,8 @@ def sign_token(
     return token
 
 
+_BELIEVED = ("mid", "key", *CHOSEN)
+"""What of a session :class:`OpenAuth` takes from anyone."""
 _TOKEN = re.compile(r"goim1\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}")
 
 

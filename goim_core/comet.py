@@ -115,7 +115,8 @@ class Comet:
         """Move ``channel`` to the room ``room_id``, or out of its room where that is empty."""
         left = channel.room
         channel.room = self._in(channel, room_id) if room_id else None
-        channel.session.room_id = room_id
+        if channel.session.room_id != room_id:
+            channel.session.room_id = room_id
         if left is not None:
             self._out(channel, left)
 

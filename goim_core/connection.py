@@ -154,8 +154,9 @@ class Connection:
 
     def due(self) -> float:
         """The nearer of the stage's deadline and that of what waits."""
-        outbox, sock = self.channel.outbox, self.sock
-        due = self.deadline if outbox is None else min(self.deadline, outbox.deadline)
+        outbox, sock, due = self.channel.outbox, self.sock, self.deadline
+        if outbox is not None and outbox.deadline < due:
+            due = outbox.deadline
         return min(due, sock.deadline) if isinstance(sock, TLSSocket) else due
 
     def on_deadline(self) -> None:

@@ -14,7 +14,9 @@ from goim_core.errors import ConfigurationError
 from goim_core.guard import Guard, is_loopback
 from goim_core.listener import Address, bind, ip_of, parse_address
 
-__all__ = ["Contexts", "bind_doors", "check_guarded", "checked_doors"]
+__all__ = ["TLS_DOORS", "Contexts", "bind_doors", "check_guarded", "checked_doors"]
+
+TLS_DOORS = ("tls", "wss", "https")
 
 
 @frozen(eq=False)
@@ -37,7 +39,7 @@ class Contexts:
 
         Raises :class:`~goim_core.errors.ConfigurationError` where it needs one and has none.
         """
-        if door not in ("tls", "wss", "https"):
+        if door not in TLS_DOORS:
             return None
         context = self.pushers if door == "https" and self.pushers is not None else self.clients
         if context is None:

@@ -11,7 +11,7 @@ from goim_core.channel import Counters
 from goim_core.clock import Deadlines
 from goim_core.comet import Comet
 from goim_core.errors import Disconnect
-from goim_core.flow import Exchanges
+from goim_core.exchanges import Exchanges
 from goim_core.logic import Logic
 from goim_core.operations import Operations
 from goim_core.options import Options

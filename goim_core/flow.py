@@ -1,7 +1,7 @@
 """Hooks that may be plain or async, called without a task where none is needed.
 
 A flow is a generator that yields what has to be awaited, and only that. One that yields nothing ran
-to its end by being called: no task, no event loop. One that yields goes on in a task.
+to its end by being called: no task, no event loop. One that yields goes on in a task: see exchanges.py.
 """
 
 from __future__ import annotations
@@ -9,20 +9,15 @@ from __future__ import annotations
 import inspect
 import logging
 import traceback
-from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Generator
 from math import inf
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
 
 import anyio
-from anyio.abc import TaskGroup
-from attrs import define, frozen
+from attrs import define
 
-from goim_core.clock import Deadlines, Timer
 from goim_core.errors import (
     BackboneError,
-    CloseCode,
     Disconnect,
     ErrorCode,
     HookError,
@@ -30,10 +25,20 @@ from goim_core.errors import (
     ServerStopped,
     StorageError,
 )
-from goim_core.metrics import HookTimes
 from goim_core.session import MaybeAwaitable, Session
 
-__all__ = ["Exchanges", "Flow", "attempt", "settle", "settle_unquoted", "settled", "tried"]
+__all__ = [
+    "Flow",
+    "Outcome",
+    "attempt",
+    "finish",
+    "settle",
+    "settle_unquoted",
+    "settled",
+    "step",
+    "tried",
+    "waits",
+]
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -44,23 +49,33 @@ _PLAIN = frozenset((type(None), bool, str, int, list, dict, Session))
 _log = logging.getLogger("goim_core.hooks")
 
 
+def waits(value: object) -> TypeGuard[Awaitable[Any]]:
+    """Whether what a hook returned has to be awaited."""
+    # Nearly all that plain hooks return is of these; isawaitable() takes its time to deny it.
+    return type(value) not in _PLAIN and inspect.isawaitable(value)
+
+
 def settle(value: MaybeAwaitable[T]) -> Flow[T]:
     """``value``, or what awaiting it gives: ``yield from settle(hook.method(...))``."""
-    # Nearly all that plain hooks return is of these; isawaitable() takes its time to deny it.
-    if type(value) not in _PLAIN and inspect.isawaitable(value):
-        return cast("T", (yield value))
-    return cast("T", value)
+    found: Any = value
+    if waits(value):
+        found = yield value
+    return found  # type: ignore[no-any-return]
 
 
 def settle_unquoted(hook: Callable[[A], MaybeAwaitable[T]], secret: A) -> Flow[T]:
     """``settle(hook(secret))``; what it raises is logged without its text, which may repeat the secret."""
     try:
-        return (yield from settle(hook(secret)))
+        found: Any = hook(secret)
+        if waits(found):
+            found = yield found
     except (Refused, Disconnect, HookError, BackboneError, StorageError, ServerStopped):
         raise
-    except Exception as error:  # noqa: BLE001  # the border to the application, as in _step
+    except Exception as error:  # noqa: BLE001  # the border to the application, as in step
         trace = "".join(traceback.format_tb(error.__traceback__)).rstrip()
         _log.error("a hook raised %s; its text may repeat the token:\n%s", type(error).__qualname__, trace)
+    else:
+        return found  # type: ignore[no-any-return]
     raise Refused("internal error", ErrorCode.INTERNAL)
 
 
@@ -82,210 +97,44 @@ async def tried(call: Callable[[], T | Awaitable[T]]) -> T | Exception:
 
 def attempt(flow: Flow[None]) -> Flow[Disconnect | None]:
     """Run a hook that hears of what has happened: what it raises is logged, but for a wish to disconnect."""
-    step = yield from _caught(flow)
-    if isinstance(step.error, Disconnect):
-        return step.error
-    if step.error is not None:
-        _log.warning("a hook was told, and cannot refuse it any more: %s", step.error.reason)
+    outcome = yield from _caught(flow)
+    if isinstance(outcome.error, Disconnect):
+        return outcome.error
+    if outcome.error is not None:
+        _log.warning("a hook was told, and cannot refuse it any more: %s", outcome.error.reason)
     return None
 
 
-def _caught(flow: Flow[None]) -> Flow[_Outcome]:
-    step = _step(flow.__next__)
-    while not isinstance(step, _Outcome):
+def _caught(flow: Flow[None]) -> Flow[Outcome]:
+    now = step(flow.__next__)
+    while not isinstance(now, Outcome):
         try:
-            value = yield step
+            value = yield now
         except BaseException as error:  # noqa: BLE001  # goes to the flow, and, if it is a cancellation, out again
-            step = _step(flow.throw, error)
+            now = step(flow.throw, error)
         else:
-            step = _step(flow.send, value)
-    return step
+            now = step(flow.send, value)
+    return now
 
 
-@frozen
-class _Outcome:
+@define
+class Outcome:
+    """What became of a flow."""
+
     value: Any = None
     error: Refused | Disconnect | None = None
 
 
-@define(eq=False)
-class _Exchange:
-    """A flow that has to wait, and who is told what became of it."""
-
-    flow: Flow[Any]
-    began: float
-    awaitable: Awaitable[Any]
-    """What it waits for first."""
-    done: Callable[[Any], None]
-    failed: Callable[[Refused | Disconnect], None]
-    scope: anyio.CancelScope | None = None
-    """That of its task, once that has begun."""
-    cut: bool = False
-    """It was cut short, and was not merely too slow."""
-
-
-class Exchanges:
-    """Runs flows: what a frame of a client has to do with the application's hooks.
-
-    At most ``limit`` are with async hooks at a time, each in a task of its own and for at most ``timeout``
-    seconds. The others wait in a line: in a storm they may be thousands, and a task is some kilobytes.
-    Whatever a hook does wrong ends its own exchange, with an error for that client and a log line. ``times``
-    is told how long each took, the wait for its turn included, under the name of its flow.
-    """
-
-    def __init__(
-        self,
-        tasks: TaskGroup,
-        deadlines: Deadlines,
-        limit: int,
-        timeout: float,
-        times: dict[str, HookTimes] | None = None,
-    ) -> None:
-        self._tasks = tasks
-        self._deadlines = deadlines
-        self._now = deadlines.clock.now
-        self._times = {} if times is None else times
-        self._of: dict[str, HookTimes] = {}  # the same by the name of the flow's function
-        self._limit = limit
-        self._timeout = timeout
-        self._waiting: deque[_Exchange] = deque()
-        self._running: dict[_Exchange, None] = {}
-        self._idle: anyio.Event | None = None
-        self._context = copy_context()
-
-    def bound(self, limit: int, timeout: float) -> None:
-        """Change both, ``timeout`` for those that have not begun."""
-        self._limit = limit
-        self._timeout = timeout
-        self._next()
-
-    def begin(
-        self, flow: Flow[T], done: Callable[[T], None], failed: Callable[[Refused | Disconnect], None]
-    ) -> bool:
-        """Run ``flow``, then call one of ``done`` and ``failed``.
-
-        True when that has happened already; False when it will, out of a task.
-        """
-        began = self._now()
-        step = _step(flow.__next__)
-        if isinstance(step, _Outcome):
-            self._ended(flow, began, step)
-            _report(step, done, failed)
-            return True
-        self._start(_Exchange(flow, began, step, done, failed))
-        return False
-
-    def each(self, flows: Iterable[Flow[object]]) -> None:
-        """Run ``flows`` one after the other, each to its end whatever becomes of those before it."""
-        rest = iter(flows)
-        for flow in rest:
-            began = self._now()
-            step = _step(flow.__next__)
-            if not isinstance(step, _Outcome):
-
-                def go_on(_: object) -> None:
-                    self.each(rest)
-
-                self._start(_Exchange(flow, began, step, go_on, go_on))
-                return
-            self._ended(flow, began, step)
-
-    def abort(self) -> None:
-        """Cancel every exchange that is with its hook; each is told so."""
-        for exchange in self._running:
-            if exchange.scope is not None:
-                exchange.cut = True
-                exchange.scope.cancel()
-
-    def _start(self, exchange: _Exchange) -> None:
-        self._waiting.append(exchange)
-        self._next()
-
-    def _next(self) -> None:
-        while self._waiting and len(self._running) < self._limit:
-            exchange = self._waiting.popleft()
-            self._running[exchange] = None
-            # Not in the context of whoever has ended: its hooks were those of another client.
-            self._context.run(self._tasks.start_soon, self._go_on, exchange)
-
-    def _ended(self, flow: Flow[Any], began: float, outcome: _Outcome) -> None:
-        name = getattr(flow, "__name__", "")
-        times = self._of.get(name)
-        if times is None:
-            times = self._of[name] = self._times.setdefault(name.strip("_"), HookTimes())
-        times.seconds.observe(self._now() - began)
-        if outcome.error is not None:
-            times.faults[_fault(outcome.error)] += 1
-
-    @property
-    def active(self) -> bool:
-        """Whether an exchange is under way."""
-        return bool(self._running or self._waiting)
-
-    async def idle(self) -> None:
-        """Return when no exchange is under way."""
-        while self.active:
-            if self._idle is None:
-                self._idle = anyio.Event()
-            await self._idle.wait()
-
-    async def _go_on(self, exchange: _Exchange) -> None:
+async def finish(flow: Flow[Any], now: Awaitable[Any] | Outcome) -> Outcome:
+    """Wait for what ``flow`` waits for ``now``, and for all that follows."""
+    while not isinstance(now, Outcome):
         try:
-            outcome = await self._outcome(exchange)
-            # Whoever is told may begin the next: for them this one is over.
-            del self._running[exchange]
-            self._next()
-            self._ended(exchange.flow, exchange.began, outcome)
-            _report(outcome, exchange.done, exchange.failed)
-        except BaseException:  # cancelled with the server, and so is who waits
-            self._running.pop(exchange, None)
-            while self._waiting:
-                _close(self._waiting.popleft().awaitable)
-            raise
-        finally:
-            _close(exchange.awaitable)
-            if self._idle is not None and not self.active:
-                self._idle.set()
-                self._idle = None
-
-    async def _outcome(self, exchange: _Exchange) -> _Outcome:
-        flow, timeout = exchange.flow, self._timeout
-        with anyio.CancelScope() as exchange.scope:
-            timer = Timer(self._now() + timeout, exchange.scope.cancel)
-            self._deadlines.watch(timer)
-            try:
-                return await _run(flow, exchange.awaitable)
-            finally:
-                self._deadlines.forget(timer)
-        if exchange.cut:
-            return _cut(flow, exchange.awaitable, Disconnect("the server is stopping", CloseCode.GOING_AWAY))
-        _log.error("hook timed out after %s s: %s", timeout, getattr(flow, "__qualname__", flow))
-        return _Outcome(error=Refused("the server took too long", ErrorCode.TIMEOUT))
-
-
-def _close(awaitable: Awaitable[Any]) -> None:
-    """Cancelled before its turn came, a coroutine would warn that nobody awaited it."""
-    if inspect.iscoroutine(awaitable):
-        awaitable.close()
-
-
-async def _run(flow: Flow[Any], step: Awaitable[Any] | _Outcome) -> _Outcome:
-    while not isinstance(step, _Outcome):
-        try:
-            value = await step
+            value = await now
         except BaseException as error:  # noqa: BLE001  # goes to the flow, which may clean up, and out again
-            step = _step(flow.throw, _own_fault(error))
+            now = step(flow.throw, _own_fault(error))
         else:
-            step = _step(flow.send, value)
-    return step
-
-
-def _cut(flow: Flow[Any], step: Awaitable[Any] | _Outcome, why: Disconnect) -> _Outcome:
-    """End ``flow``, which may never have had its turn: what it cleans up is done before anyone is told."""
-    while not isinstance(step, _Outcome):
-        _close(step)
-        step = _step(flow.throw, why)
-    return _Outcome(error=why)
+            now = step(flow.send, value)
+    return now
 
 
 def _own_fault(error: BaseException) -> BaseException:
@@ -301,35 +150,18 @@ def _own_fault(error: BaseException) -> BaseException:
     return fault
 
 
-def _step(advance: Callable[..., Awaitable[Any]], *args: object) -> Awaitable[Any] | _Outcome:
+def step(advance: Callable[..., Awaitable[Any]], *args: object) -> Awaitable[Any] | Outcome:
+    """Have a flow go on: what it waits for next, or what became of it. What a hook did wrong is logged."""
     try:
         return advance(*args)
     except StopIteration as stop:
-        return _Outcome(stop.value)
+        return Outcome(stop.value)
     except (Refused, Disconnect) as error:
-        return _Outcome(error=error)
+        return Outcome(error=error)
     except (HookError, BackboneError, StorageError) as error:
         _log.error("%s", error)
     except ServerStopped:
         _log.info("a hook was cut short: the server has stopped")
     except Exception:  # noqa: BLE001  # the border to the application: whatever a hook raises ends here
         _log.exception("a hook raised")
-    return _Outcome(error=Refused("internal error", ErrorCode.INTERNAL))
-
-
-def _report(
-    outcome: _Outcome, done: Callable[[Any], None], failed: Callable[[Refused | Disconnect], None]
-) -> None:
-    if outcome.error is None:
-        done(outcome.value)
-    else:
-        failed(outcome.error)
-
-
-def _fault(error: Refused | Disconnect) -> str:
-    if isinstance(error, Disconnect):
-        return "disconnect"
-    return _FAULTS.get(error.code, "refused")
-
-
-_FAULTS: dict[int, str] = {ErrorCode.INTERNAL: "error", ErrorCode.TIMEOUT: "timeout"}
+    return Outcome(error=Refused("internal error", ErrorCode.INTERNAL))

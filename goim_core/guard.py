@@ -15,6 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from math import inf
 
 from goim_core.errors import ConfigurationError
@@ -136,6 +137,7 @@ def _refused_page(request: Request) -> _Refusal | None:
     return 403, "Host: expected localhost or an IP address; for other names the server needs API keys", ()
 
 
+@lru_cache(maxsize=32)  # few, because a name that is shown may be long
 def _is_ip(name: str) -> bool:
     try:
         ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))

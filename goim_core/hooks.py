@@ -11,9 +11,9 @@ The storage of messages for those who are away is a hook too: see storage.py.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterable
+from os import urandom
 from typing import Any, Protocol
 
 from attrs import field, frozen
@@ -156,7 +156,7 @@ class SessionHook(Hook):
 
     def make_key(self, session: Session) -> MaybeAwaitable[str]:
         """A key for a connection whose session has none; has to be unique. By default 128 random bits."""
-        return secrets.token_hex(16)
+        return urandom(16).hex()
 
     def check_key(self, session: Session) -> MaybeAwaitable[None]:
         """Raise :class:`~goim_core.errors.Refused` where ``session`` may not have the key that it names.

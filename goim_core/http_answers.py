@@ -42,9 +42,12 @@ def answered(call: Callable[[Request], MaybeAwaitable[Any]]) -> Handler:
             return _answer(BAD_REQUEST, str(reason))
         except GoimError as reason:
             return _answer(SERVER_ERROR, str(reason))
-        return _answer(OK, data=data)
+        return _DONE if data is None else _answer(OK, data=data)
 
     return handle
+
+
+_DONE = Response(200, b'{"code":0,"message":""}', JSON)
 
 
 def _answer(code: int, message: str = "", data: Any = None) -> Response:

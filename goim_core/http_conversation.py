@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: requests and answers in turn. The one module of the server that knows h11.
 
 h11 reads and writes every byte of the protocol; here are the socket, the limits and the deadlines. A
-socket is used as it was accepted, with :func:`anyio.wait_readable`, so that it is the same on every
-event loop and costs no stream objects; with TLS it is a :class:`~goim_core.tls.TLSSocket`.
+socket is used as it was accepted (see inflow.py), so that it is the same on every event loop and costs no
+stream objects; with TLS it is a :class:`~goim_core.tls.TLSSocket`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import socket
 from collections import Counter, OrderedDict
-from contextlib import suppress
+from functools import lru_cache
 from typing import Protocol, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +19,8 @@ import h11
 from attrs import evolve
 
 from goim_core.http_message import Request, Response, error
+from goim_core.http_message import read_target as _target
+from goim_core.inflow import Inflow, Patience, SealedInflow, inflow
 from goim_core.listener import ip_of
 from goim_core.tls import TLSSocket
 
@@ -67,13 +68,19 @@ class Door(Protocol):
 
 def message(response: Response) -> Message:
     """``response`` as h11 writes it; raises what h11 raises for one that HTTP cannot say."""
-    body = response.body
-    headers = list(response.headers)
-    if response.status in _NO_BODY:
-        body = b""
-    else:
-        headers += [("Content-Type", response.content_type), ("Content-Length", str(len(body)))]
-    return h11.Response(status_code=response.status, headers=headers), body
+    body = b"" if response.status in _NO_BODY else response.body
+    if response.headers:
+        return _new_head(response.status, response.content_type, len(body), *response.headers), body
+    return _head(response.status, response.content_type, len(body)), body
+
+
+def _new_head(status: int, content_type: str, size: int, *headers: tuple[str, str]) -> h11.Response:
+    own = () if status in _NO_BODY else (("Content-Type", content_type), ("Content-Length", str(size)))
+    return h11.Response(status_code=status, headers=[*headers, *own])
+
+
+_head = lru_cache(maxsize=256, typed=True)(_new_head)
+"""The same for answers alike, as nearly all are: h11 checks each byte of a head that is made."""
 
 
 class _Refused(Exception):
@@ -94,7 +101,9 @@ class Conversation:
         self._raw = sock.raw if isinstance(sock, TLSSocket) else sock
         self._certified = certified
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=door.max_header)
-        self._scope = anyio.CancelScope()  # its deadline is what the connection waits for just now
+        self._scope = anyio.CancelScope()
+        self._patience = Patience(self._scope)  # for what the connection waits for just now
+        self._inflow: Inflow
         self._head_only = False
         self._most_body = 0
         self.address = ""
@@ -103,6 +112,9 @@ class Conversation:
         self._displaced = False
         if isinstance(sock, TLSSocket):
             sock.in_turns = True
+            self._inflow = SealedInflow(sock, CHUNK, door.turns, self._flush)
+        else:
+            self._inflow = inflow(sock, CHUNK)
 
     def give_way(self) -> None:
         """End soon: another is to have this one's place. Not while its request is being answered."""
@@ -112,6 +124,13 @@ class Conversation:
 
     async def run(self) -> str:
         """Serve the peer to the end, and say why it came. Raises OSError where the connection broke."""
+        try:
+            return await self._serve()
+        finally:
+            self._patience.close()
+            self._inflow.close()
+
+    async def _serve(self) -> str:
         if self._raw.family in (socket.AF_INET, socket.AF_INET6):
             self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.address = ip_of(self._raw.getpeername())
@@ -161,7 +180,7 @@ class Conversation:
         # A request that came while its connection gave way is not begun.
         await anyio.lowlevel.checkpoint_if_cancelled()
         self._door.waiting.pop(self, None)
-        self._scope.deadline = math.inf
+        self._patience.last(math.inf)
         if isinstance(request, Response):
             response, body = message(request)
         else:
@@ -199,7 +218,7 @@ class Conversation:
                     # It was pipelined: without a wait of its own it could keep others from their turn.
                     async with self._door.turns:
                         await anyio.lowlevel.checkpoint()
-                return request if isinstance(request, Response) else evolve(request, body=bytes(body))
+                return request if isinstance(request, Response) or not body else _whole(request, bytes(body))
             else:
                 return None
 
@@ -213,22 +232,20 @@ class Conversation:
         """The request that ``head`` begins, whose body is still to come, or the answer where it is none."""
         self._head_only = head.method == b"HEAD"
         # h11 measures only what is incomplete; a long header that came in one piece is as long.
-        size = len(head.method) + len(head.target) + 14
-        size += sum(len(name) + len(value) + 4 for name, value in head.headers)
+        headers, size = _headers(head)
         if size > self._door.max_header:
             expected = f"headers: expected at most {self._door.max_header} bytes, got {size}"
             raise _Refused(error(431, expected))
-        request = _request(head, self.address, self._certified)
+        request = _request(head, headers, self.address, self._certified)
         refusal = None if isinstance(request, Response) else self._door.refusal(request)
         if refusal is not None:
             raise _Refused(refusal)
-        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in head.headers}:
+        if "content-length" in headers and "transfer-encoding" in headers:
             # Who is in front may have read it by the other: request smuggling (RFC 9112 section 6.1).
             raise _Refused(error(400, "body: expected Content-Length or Transfer-Encoding, got both"))
         self._most_body = self._door.most_body(request)
-        for name, value in head.headers:
-            if name == b"content-length" and int(value) > self._most_body:
-                raise self._too_large()
+        if int(headers.get("content-length", "0")) > self._most_body:
+            raise self._too_large()
         return request
 
     def _too_large(self) -> _Refused:
@@ -240,11 +257,10 @@ class Conversation:
             await self._write(self._http.send(_CONTINUE))
         if waits == 0:
             hurry = self._request_begun() or not self._secured()
-            patience = self._door.timeout if hurry else self._door.idle
-            self._scope.deadline = anyio.current_time() + patience
+            self._patience.last(self._door.timeout if hurry else self._door.idle)
         elif waits == 1:
-            self._scope.deadline = anyio.current_time() + self._door.timeout
-        self._http.receive_data(await self._receive())
+            self._patience.last(self._door.timeout)
+        self._http.receive_data(await self._inflow.receive())
 
     def _request_begun(self) -> bool:
         """Whether part of a request is here that has no answer yet."""
@@ -267,7 +283,7 @@ class Conversation:
         self._sock.shutdown(socket.SHUT_WR)
         left = DISCARD
         with anyio.move_on_after(self._door.linger):
-            while left > 0 and (data := await self._receive()):
+            while left > 0 and (data := await self._inflow.receive()):
                 left -= len(data)
 
     # The socket.
@@ -275,21 +291,6 @@ class Conversation:
     def _secured(self) -> bool:
         """Whether the handshake is done, where there is one."""
         return not isinstance(self._sock, TLSSocket) or self._sock.established
-
-    async def _receive(self) -> bytes:
-        while True:
-            # On uvloop a wait that is over as soon as it begins is never cancelled: a peer that sends
-            # without a pause would outlive every deadline.
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            await self._flush()
-            await anyio.wait_readable(self._raw)
-            with suppress(BlockingIOError):
-                return self._sock.recv(CHUNK)
-            if isinstance(self._sock, TLSSocket) and self._sock.due:
-                async with self._door.turns:  # one after the other, with a turn of the loop for each
-                    await anyio.lowlevel.checkpoint()
-                    if data := self._sock.go_on():
-                        return data
 
     def _send(self, data: bytes) -> bytes:
         """Send what the kernel takes, and return the rest."""
@@ -301,7 +302,8 @@ class Conversation:
     async def _write(self, data: bytes) -> None:
         while data := self._send(data):
             await self._writable()
-        await self._flush()
+        if self._raw is not self._sock:
+            await self._flush()
 
     async def _flush(self) -> None:
         """Send the cipher text that the kernel has not taken yet."""
@@ -309,15 +311,22 @@ class Conversation:
             await self._writable()
 
     async def _writable(self) -> None:
-        self._scope.deadline = anyio.current_time() + self._door.timeout
+        self._patience.last(self._door.timeout)
         await anyio.wait_writable(self._raw)
 
 
-def _request(head: h11.Request, address: str, certified: bool) -> Request | Response:
+def _headers(head: h11.Request) -> tuple[dict[str, str], int]:
+    """The headers of a request, and how many bytes its head has."""
     headers: dict[str, str] = {}
+    size = len(head.method) + len(head.target) + 14
     for raw_name, raw_value in head.headers:
+        size += len(raw_name) + len(raw_value) + 4
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers, size
+
+
+def _request(head: h11.Request, headers: dict[str, str], address: str, certified: bool) -> Request | Response:
     try:
         path, query = _target(head.target.decode("ascii"))
     except ValueError as reason:
@@ -325,9 +334,5 @@ def _request(head: h11.Request, address: str, certified: bool) -> Request | Resp
     return Request(head.method.decode("ascii"), path, query, headers, b"", address, certified)
 
 
-def _target(target: str) -> tuple[str, dict[str, tuple[str, ...]]]:
-    path, _, query = target.partition("?")
-    if "://" in path and not path.startswith("/"):
-        path = urlsplit(path).path or "/"  # absolute-form, which a server takes (RFC 9112 section 3.2.2)
-    values = parse_qs(query, keep_blank_values=True, errors="strict") if query else {}
-    return unquote(path, errors="strict"), {name: tuple(found) for name, found in values.items()}
+def _whole(head: Request, body: bytes) -> Request:
+    return Request(head.method, head.path, head.query, head.headers, body, head.address, head.certified)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from attrs import field, frozen
 
 from goim_core.session import MaybeAwaitable
 
-__all__ = ["JSON", "Handler", "Request", "Response", "Routes", "error"]
+__all__ = ["JSON", "Handler", "Request", "Response", "Routes", "error", "read_target"]
 
 JSON = "application/json; charset=utf-8"
 """The content type of goim's answers."""
@@ -55,3 +56,21 @@ def error(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) 
     """An answer in goim's shape for the HTTP status ``status``; its code is that number, negative."""
     body = json.dumps({"code": -status, "message": message}, separators=(",", ":"))
     return Response(status, body.encode(), JSON, headers)
+
+
+def read_target(target: str) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """The path and the query of a request's target, decoded; raises ValueError where it is none."""
+    path, _, query = target.partition("?")
+    if "://" in path and not path.startswith("/"):
+        path = urlsplit(path).path or "/"  # absolute-form, which a server takes (RFC 9112 section 3.2.2)
+    return unquote(path, errors="strict"), {name: tuple(found) for name, found in _values(query).items()}
+
+
+def _values(query: str) -> dict[str, list[str]]:
+    if "%" in query or "+" in query:
+        return parse_qs(query, keep_blank_values=True, errors="strict")
+    values: dict[str, list[str]] = {}
+    for part in filter(None, query.split("&")):  # what parse_qs does where nothing is coded
+        name, _, value = part.partition("=")
+        values.setdefault(name, []).append(value)
+    return values

@@ -15,7 +15,8 @@ from attrs import define
 
 from goim_core.channel import Channel
 from goim_core.errors import CloseCode, Disconnect, Refused
-from goim_core.flow import Exchanges, Flow
+from goim_core.exchanges import Exchanges
+from goim_core.flow import Flow
 from goim_core.logic import Logic
 from goim_core.protocol import Op, encode
 from goim_core.reactor import Reactor

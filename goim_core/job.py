@@ -122,7 +122,8 @@ class Job:
                 pushing = self._sending.popleft()
                 if next(pushing, None) is not None:
                     self._sending.append(pushing)
-            await anyio.lowlevel.checkpoint()
+            if self._sending:  # else it waits at once, which lets others run too
+                await anyio.lowlevel.checkpoint()
 
     def _send_line(self, line: _Line) -> Pushing:
         while line.waiting:

@@ -125,6 +125,22 @@ class Listener:
         self.sock.close()
 
 
+class _Listening(socket.socket):
+    """A listening socket that keeps its family and kind.
+
+    ``accept()`` asks for both, and the standard library looks for the numbers' enums each time: a quarter
+    of what accepting costs.
+    """
+
+    __slots__ = ("family", "type")
+
+    def __init__(self, sock: socket.socket) -> None:
+        family, kind = sock.family, sock.type
+        super().__init__(family, kind, sock.proto, fileno=sock.detach())
+        self.family, self.type = family, kind  # type: ignore[misc]  # properties of its base
+        self.setblocking(False)
+
+
 def ip_of(peer: object) -> str:
     """The IP address in a socket's name or its peer's, empty for a Unix socket."""
     if not isinstance(peer, tuple) or not peer:
@@ -195,7 +211,7 @@ def _bind_each(host: str, port: int, backlog: int) -> list[socket.socket]:
                 absent = error
                 continue
             sockets.append(_prepared(sock))
-            port = port or sock.getsockname()[1]
+            port = port or sockets[-1].getsockname()[1]
         if absent is not None and not sockets:
             raise absent
     except OSError:
@@ -212,7 +228,7 @@ def _resolve(host: str, port: int) -> Iterable[tuple[socket.AddressFamily, str]]
 
 
 def _prepared(sock: socket.socket) -> socket.socket:
-    sock.setblocking(False)
+    sock = _Listening(sock)
     # Accepted sockets inherit it, which saves a system call for each.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -238,5 +254,4 @@ def _bind_unix(path: Path, backlog: int) -> socket.socket:
     except OSError:
         sock.close()
         raise
-    sock.setblocking(False)
-    return sock
+    return _Listening(sock)

@@ -14,7 +14,7 @@ from attrs import define
 
 from goim_core.clock import Clock
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, HookError, Refused
-from goim_core.flow import Flow, attempt, settle, settle_unquoted
+from goim_core.flow import Flow, attempt, settle, settle_unquoted, waits
 from goim_core.hooks import AuthHook, MessageHook, RoomHook, SessionHook
 from goim_core.protocol import INT32_MAX, Frame, encode
 from goim_core.publisher import Publisher
@@ -66,21 +66,26 @@ class Logic:
 
     def connect(self, request: AuthRequest) -> Flow[Session]:
         """Authenticate, name the connection, see that it may come in, and register where it is."""
-        session = yield from self._authenticated(request)
+        session, hook = (yield from self._authenticated(request)), self._hooks.sessions
         key = session.key
         if key:
-            yield from settle(self._hooks.sessions.check_key(session))
+            yield from settle(hook.check_key(session))
         else:
-            key = yield from settle(self._hooks.sessions.make_key(session))
-            if not isinstance(key, str):
-                raise _wrong(self._hooks.sessions.make_key, "a str", key)
+            made = hook.make_key(session)
+            if waits(made):
+                made = yield made
+            if not isinstance(made, str):
+                raise _wrong(hook.make_key, "a str", made)
+            key = made
         device = session.device or session.platform
         session = session.placed(check_key(key), device, self.name)
         if session.room_id:
             yield from self.may_enter(session, session.room_id)
-        policy = self._hooks.sessions.logins
+        policy = hook.logins
         if policy.at_most is None or policy.replace:
-            yield from settle(self._registry.add(session))
+            added = self._registry.add(session)
+            if waits(added):
+                yield added
         else:
             yield from self._add_as_one_of(policy.at_most, session)
         return session
@@ -126,12 +131,15 @@ class Logic:
         """Tell the hooks that ``session`` is let in, and make room for it under the login policy."""
         told = False
         try:
-            yield from settle(self._hooks.sessions.connected(session))
+            heard = self._hooks.sessions.connected(session)
+            if waits(heard):
+                yield heard
             told = True
         finally:
             if not told:
                 session.room_id = ""  # nobody heard that it entered, so nobody shall hear that it left
-        yield from self.moved(session, frozenset(), session.rooms)
+        if self._tells_rooms:
+            yield from self.moved(session, frozenset(), session.rooms)
         at_most = self._hooks.sessions.logins.at_most
         if at_most is not None:
             # The older ones only: of two that come at the same time, the second stays.
@@ -181,7 +189,9 @@ class Logic:
 
     def may_enter(self, session: Session, room_id: str) -> Flow[None]:
         """Raise :class:`~goim_core.errors.Refused` where ``session`` may not be in the room."""
-        allowed = yield from settle(self._hooks.rooms.may_enter(session, room_id))
+        allowed = self._hooks.rooms.may_enter(session, room_id)
+        if waits(allowed):
+            allowed = yield allowed
         if not isinstance(allowed, bool):
             raise _wrong(self._hooks.rooms.may_enter, "True or False", allowed)
         if not allowed:

@@ -18,10 +18,10 @@ from goim_core.comet import Comet
 from goim_core.connection import Stage
 from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
-from goim_core.doors import Contexts, check_guarded
+from goim_core.doors import TLS_DOORS, Contexts, check_guarded
 from goim_core.edge import Edge
 from goim_core.errors import ConfigurationError
-from goim_core.flow import Exchanges
+from goim_core.exchanges import Exchanges
 from goim_core.guard import Guard
 from goim_core.handshake import Terms
 from goim_core.http_door import HTTPDoor
@@ -168,16 +168,17 @@ class Pipeline:
     def acceptor(self, door: str) -> Accept:
         """What becomes of a socket that comes in at ``door``."""
         edge = self.edge
-        websocket = door in ("ws", "wss")
+        websocket, tls = door in ("ws", "wss"), door in TLS_DOORS
         stage = Stage.HANDSHAKE if websocket else Stage.AUTH
 
-        def secured(sock: socket.socket) -> socket.socket | TLSSocket:
+        def secured(sock: socket.socket) -> TLSSocket:
             context = self.contexts.of(door)
-            return sock if context is None else TLSSocket(sock, context)
+            assert context is not None
+            return TLSSocket(sock, context)
 
         def accept_http(sock: socket.socket, address: str) -> None:
             if self._seats.take(address):
-                self._tasks.start_soon(self._serve_http, secured(sock), door, address)
+                self._tasks.start_soon(self._serve_http, secured(sock) if tls else sock, door, address)
             else:
                 turn_away(sock, door)
 
@@ -186,7 +187,7 @@ class Pipeline:
                 turn_away(sock, door)
                 return
             wire: Wire = WebSocketWire(self._terms) if websocket else TCPWire(edge.options.max_body)
-            Conversation.open(secured(sock), wire, edge, stage, address)
+            Conversation.open(secured(sock) if tls else sock, wire, edge, stage, address)
 
         return accept_http if door in HTTP_DOORS else accept
 

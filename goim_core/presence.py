@@ -99,7 +99,8 @@ class Presence:
 
     def entered(self, room: Room[Channel], channel: Channel) -> None:
         """``channel`` is in ``room`` now."""
-        self._changed(room, channel, 1)
+        if self._watches:
+            self._changed(room, channel, 1)
 
     def left(self, room: Room[Channel], channel: Channel) -> None:
         """``channel`` is not in ``room`` any more."""

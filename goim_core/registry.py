@@ -113,8 +113,12 @@ class MemoryRegistry(Registry):
         if replaced is not None:
             self.remove(replaced)
         by_key[session.key] = session
-        others = self._of(session.mid)
-        self._by_mid.of(session.mid)[session.mid] = (*others, session) if others else session
+        by_mid = self._by_mid.of(session.mid)
+        others = by_mid.get(session.mid)
+        if others is None:
+            by_mid[session.mid] = session
+        else:
+            by_mid[session.mid] = (*others, session) if isinstance(others, tuple) else (others, session)
 
     def remove(self, session: Session) -> bool:
         """See :meth:`Registry.remove`."""
@@ -141,7 +145,10 @@ class MemoryRegistry(Registry):
 
     def held(self, mid: int, server: str) -> int:
         """See :meth:`Registry.held`."""
-        return sum(session.server == server for session in self._of(mid))
+        found = self._by_mid.of(mid).get(mid, ())
+        if isinstance(found, Session):
+            return int(found.server == server)
+        return sum(session.server == server for session in found)
 
     def _of(self, mid: int) -> tuple[Session, ...]:
         found = self._by_mid.of(mid).get(mid, ())

@@ -142,10 +142,14 @@ class Session:
         # What evolve() does, without checking anew what was checked: a tenth of what a connect costs.
         placed = object.__new__(Session)
         put = object.__setattr__
-        for name in _COPIED:
-            put(placed, name, getattr(self, name))
+        put(placed, "mid", self.mid)
         put(placed, "key", key)
+        put(placed, "room_id", self.room_id)
+        put(placed, "platform", self.platform)
+        put(placed, "accepts", self.accepts)
         put(placed, "device", device)
+        put(placed, "expires", self.expires)
+        put(placed, "data", self.data)
         put(placed, "server", server)
         put(placed, "joined", NOWHERE)
         return placed
@@ -154,9 +158,6 @@ class Session:
     def rooms(self) -> frozenset[str]:
         """Every room that it is in."""
         return self.joined | {self.room_id} if self.room_id else self.joined
-
-
-_COPIED = ("mid", "room_id", "platform", "accepts", "expires", "data")
 
 
 @frozen

@@ -6,7 +6,7 @@ A dict that grows moves all it has at once: at a million entries that holds the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["SHARDS", "Shards", "Tally"]
 
@@ -34,6 +34,10 @@ class Shards(Mapping[K, V]):
 
     def __getitem__(self, key: K) -> V:
         return self.of(key)[key]
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """What is under ``key``, or ``default``: without an exception for what is not there."""
+        return self.all[hash(key) % SHARDS].get(key, default)
 
     def __iter__(self) -> Iterator[K]:
         for shard in self.all:

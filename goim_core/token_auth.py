@@ -124,8 +124,9 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def session_of(fields: Mapping[str, Any]) -> Session:
     """The session with these fields; refuses those that do not fit."""
-    # Go reads a JSON null as the field's zero value.
-    given = {name: value for name, value in fields.items() if value is not None or name == "mid"}
+    given = fields
+    if None in fields.values():  # Go reads a JSON null as the field's zero value
+        given = {name: value for name, value in fields.items() if value is not None or name == "mid"}
     accepts = given.get("accepts")
     if accepts is not None and not isinstance(accepts, list):
         raise refused(f"accepts: expected a list of operations, got {accepts!r:.80}")

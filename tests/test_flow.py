@@ -24,7 +24,8 @@ from goim_core.errors import (
     QueueFull,
     Refused,
 )
-from goim_core.flow import Exchanges, Flow, settle
+from goim_core.exchanges import Exchanges
+from goim_core.flow import Flow, settle
 from goim_core.testing import ManualClock
 from goim_core.testing.quiet import all_blocked
 

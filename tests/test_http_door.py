@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import anyio
 import anyio.lowlevel
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from goim_core import http_conversation
 from goim_core.errors import ConfigurationError
 from goim_core.http_door import UNASKED, Handler, HTTPDoor, Request, Response, Routes
+from goim_core.http_message import read_target
 from goim_core.http_pages import pages
 from goim_core.protocol import Frame, Op
 
@@ -159,6 +161,12 @@ async def test_an_answer_is_these_bytes() -> None:
             b"HTTP/1.1 200 \r\nX-Path: /hello\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n"
             b"Connection: close\r\n\r\nhello"
         )
+
+
+@given(st.text("xy=&;%2+", max_size=12))
+def test_a_query_is_read_as_the_standard_library_does(query: str) -> None:
+    found = parse_qs(query, keep_blank_values=True)
+    assert read_target(f"/?{query}") == ("/", {name: tuple(values) for name, values in found.items()})
 
 
 @pytest.mark.parametrize("pair", [socket.socketpair, tcp_pair])
