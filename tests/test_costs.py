@@ -288,9 +288,9 @@ CONNECT = {
     ),
     "ws": Bound(
         {"poll": 3, "_accept": 2, "setblocking": 1, "register": 1, "recv": 2, "send": 2},
-        python=148,
-        c=160,
-        instructions=4500,
+        python=147,
+        c=150,
+        instructions=4420,
     ),
 }
 
