@@ -186,11 +186,13 @@ def test_each_bound_can_be_broken() -> None:
 FAULTS = ("node", "storm", "queue", "registry")
 
 
-def memory_held(of: Callable[[float, str], float], what: str = "rss_mb", turns: int = 6) -> bool:
+def memory_held(
+    of: Callable[[float, str], float], what: str = "rss_mb", turns: int = 6, gap: float = 75.0
+) -> bool:
     """Whether memory is flat that is ``of`` so many minutes and the fault that follows."""
     levels = []
     for number in range(turns * len(FAULTS)):
-        level = Level(75.0 * (number + 1), FAULTS[number % len(FAULTS)], held())
+        level = Level(gap * (number + 1), FAULTS[number % len(FAULTS)], held())
         assert level.held is not None
         setattr(level.held, what, of(level.at / 60, level.fault))
         levels.append(level)
@@ -206,6 +208,7 @@ def test_memory_may_not_grow(what: str) -> None:
     assert not memory_held(lambda at, _: 80 + 5 * (at > 20), what)  # a step that stays
     assert memory_held(lambda at, _: 80 + 40 * (at < 9), what)  # it was the warm-up
     assert memory_held(lambda at, _: 80 + at, what, turns=4)  # nobody can tell
+    assert memory_held(lambda at, _: 80 + at, what, gap=30)
 
 
 def test_memory_is_compared_with_that_before_the_same_fault() -> None:

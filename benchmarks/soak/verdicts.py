@@ -17,6 +17,8 @@ WARM_UP = 2
 """Turns of all faults that growth leaves out: by then each has come twice, one of them under more load."""
 ENOUGH = 10
 """Of how many levels growth says something."""
+LONG = 600.0
+"""And over how many seconds: a megabyte in a minute is no megabyte in each."""
 GROWTH = 10.0
 """By how many per cent an hour memory may grow, and what is in use without clients from start to end."""
 SPARE = 1
@@ -43,7 +45,7 @@ def of_memory(levels: Sequence[Level], name: str) -> Iterator[Verdict]:
     """
     kinds = len({level.fault for level in levels})
     counted = [(level, level.held) for level in levels[WARM_UP * kinds :] if level.held]
-    if len(counted) < ENOUGH:
+    if len(counted) < ENOUGH or counted[-1][0].at - counted[0][0].at < LONG:
         yield f"memory of {name}: too short a run to tell", True
         return
     for what, unit in (("rss_mb", "MB resident"), ("blocks", "of Python's blocks in use")):
