@@ -30,7 +30,9 @@ STEP = 1 << 10
 
 
 class Reader(Protocol):
-    """A connection that is read."""
+    """A connection that is read, and its mark."""
+
+    mark: int
 
     def on_turn(self) -> None:
         """It may be read again."""
@@ -75,13 +77,17 @@ class Budget:
         self.marks = tuple(range(self.moment + 1, self.moment + self.free + 2))
         """The marks of this moment, by the number of frames before; the last is of who was added up."""
 
-    def uncounted(self, mark: int) -> int:
-        """How many frames of this moment a connection with this mark has sent that were not added up."""
-        frames = mark - self.moment
-        return frames if 0 < frames <= self.free else 0
-
-    def exceeds(self, reader: Reader, frames: int, size: int) -> bool:
+    def spent(self, reader: Reader, frames: int, size: int) -> bool:
         """``reader`` was read, so much of both; whether that was more than its budget."""
+        before = max(0, reader.mark - self.moment)
+        count = before + max(1, frames)
+        if count <= self.free and size <= self.light:
+            reader.mark = self.marks[count - 1]
+            return False
+        reader.mark = self.marks[-1]
+        return self._exceeds(reader, frames + (before if before <= self.free else 0), size)
+
+    def _exceeds(self, reader: Reader, frames: int, size: int) -> bool:
         cost = frames * self._frame
         by_size = size * self._byte
         if by_size > cost:  # noqa: PLR1730  # max() is a call

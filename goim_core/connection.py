@@ -115,9 +115,9 @@ class Connection:
             count = self.mark - budget.moment
             if count < budget.free and len(data) <= budget.light:
                 self.mark = budget.marks[count if count > 0 else 0]  # noqa: FURB136  # max() is a call
-                self.on_frame(frame)
+                self.on_lone(frame)
             else:
-                self.on_frame(frame)
+                self.on_lone(frame)
                 self._spent(1, len(data))
 
     def on_writable(self) -> None:
@@ -269,6 +269,10 @@ class Connection:
         """Handle one frame of the peer, whatever the stage."""
         raise NotImplementedError
 
+    def on_lone(self, frame: Frame) -> None:
+        """The same for a frame with nothing before or behind it."""
+        self.on_frame(frame)
+
     def on_leave(self) -> None:
         """The connection is about to end: nothing that comes from now on is answered."""
 
@@ -316,13 +320,7 @@ class Connection:
         if self.stage >= CLOSING:
             return
         budget = self.edge.budget
-        count = max(0, self.mark - budget.moment) + max(1, frames)
-        if count <= budget.free and size <= budget.light:
-            over = False
-            self.mark = budget.marks[count - 1]
-        else:
-            over = budget.exceeds(self, frames + budget.uncounted(self.mark), size)
-            self.mark = budget.marks[-1]
+        over = budget.spent(self, frames, size)
         if self.busy:
             return  # with a hook, for as long as that takes: the turn after it is too much again
         if over:

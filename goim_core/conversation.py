@@ -50,6 +50,20 @@ class Conversation(Connection):
         elif frame.op == Op.AUTH:
             self._authenticate(frame)
 
+    def on_lone(self, frame: Frame) -> None:
+        """The same; a heartbeat that is nobody else's business is answered at the end of the turn."""
+        edge = self.edge
+        if self.stage is LIVE and frame.op == HEARTBEAT and not edge.logic.beats:
+            self.deadline = edge.deadlines.clock.now() + edge.silence
+            edge.reactor.reply(self, self.wire.encode(edge.operations.heartbeat(self.channel, frame)))
+        else:
+            self.on_frame(frame)
+
+    def reply(self, data: bytes) -> None:
+        """Send what was left for the end of the turn, unless it has ended meanwhile."""
+        if self.stage is LIVE:
+            self.channel.reply(data)
+
     def due(self) -> float:
         """The nearest of the stage's, the outbox's and the token's."""
         due = super().due()
@@ -236,17 +250,13 @@ class Conversation(Connection):
     def _answered(self, op: int, reply: bytes) -> None:
         if op == Op.REFRESH and self.stage is LIVE:
             self._expect_expiry()
-        self._reply(reply)
-
-    def _reply(self, reply: bytes) -> None:
-        if self.stage is LIVE:
-            self.channel.reply(self.wire.encode(reply))
+        self.reply(self.wire.encode(reply))
 
     def _refuse(self, frame: Frame, error: Refused | Disconnect) -> None:
         if isinstance(error, Disconnect):
             self.close(error)
         else:
-            self._reply(self.edge.operations.refusal(self.channel, frame, error))
+            self.reply(self.wire.encode(self.edge.operations.refusal(self.channel, frame, error)))
 
     def _end(self, error: Refused | Disconnect) -> None:
         # A heartbeat has its answer already: only a hook that wants the connection closed is heard.

@@ -62,6 +62,13 @@ class Source(Turned, Protocol):
         """The socket cannot be served any more."""
 
 
+class Replying(Protocol):
+    """What has a reply to send, and time until the end of the turn."""
+
+    def reply(self, data: bytes) -> None:
+        """Send it, if that still makes sense."""
+
+
 class Reactor(ABC):
     """Calls sources when their sockets are ready."""
 
@@ -89,6 +96,10 @@ class Reactor(ABC):
         self._again.append(source)
         self._wake()
 
+    def reply(self, source: Replying, data: bytes) -> None:
+        """Call ``source.reply(data)``: at the end of this turn, where this is called in one."""
+        source.reply(data)
+
     @abstractmethod
     def _wake(self) -> None: ...
 
@@ -107,7 +118,7 @@ class Reactor(ABC):
         except Exception:  # noqa: BLE001  # see _failed
             self._failed(source)
 
-    def _failed(self, source: Turned) -> None:
+    def _failed(self, source: Turned | Replying) -> None:
         """A fault in serving one connection, which must not end all the others."""
         _log.exception("%s failed in its turn, and is closed", type(source).__name__)
         lost: Callable[[OSError], object] | None = getattr(source, "lost", None)
@@ -131,6 +142,7 @@ class KernelReactor(Reactor):
         self._poller = poller
         # By descriptor: the kernel gives out the lowest free one, so a list stays dense.
         self._sources: list[Source | None] = []
+        self._replies: list[tuple[Replying, bytes]] | None = None  # within a turn
         self._ring: Callable[[], object] = _nothing
 
     def add(self, sock: Socket, source: Source) -> None:
@@ -158,10 +170,21 @@ class KernelReactor(Reactor):
     def _wake(self) -> None:
         self._ring()
 
+    def reply(self, source: Replying, data: bytes) -> None:
+        """See :meth:`Reactor.reply`."""
+        if self._replies is None:
+            source.reply(data)
+        else:
+            self._replies.append((source, data))
+
     def _turn(self) -> bool:
         """Serve what is ready now; True when there is more to do at once."""
         sources = self._sources
         events = self._poller.poll()
+        # First all are read, then all replies are sent: one send after the other is cheaper, and whoever
+        # reads them is not put to sleep and woken for each. Of a heartbeat that is a seventh.
+        replies: list[tuple[Replying, bytes]] = []
+        self._replies = replies
         for fd, event in events:
             # A socket that was closed earlier in this turn has no source. Where its number was given
             # to a new one, that one is called for nothing, which does no harm: nothing blocks.
@@ -175,6 +198,12 @@ class KernelReactor(Reactor):
             except Exception:  # noqa: BLE001  # see _failed
                 assert source is not None
                 self._failed(source)
+        self._replies = None
+        for replying, data in replies:
+            try:
+                replying.reply(data)
+            except Exception:  # noqa: BLE001  # see _failed
+                self._failed(replying)
         return (bool(self._again) and self._turns()) or len(events) == EVENTS_A_TURN
 
     async def run(self) -> None:

@@ -46,7 +46,13 @@ def frames_of(wire: ClientWire) -> list[Frame]:
     return found
 
 
-FRAMES = st.builds(Frame, st.sampled_from([4, 1000, 2000]), st.binary(max_size=300), st.integers(0, 5))
+FRAMES = st.builds(
+    Frame,
+    st.sampled_from([4, 1000, 2000]),
+    st.binary(max_size=300),
+    st.integers(0, 5),
+    st.integers(0, 2**15 - 1),
+)
 
 
 @settings(deadline=None)  # two slow cores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -31,6 +32,7 @@ class Source:
         self.readable: Callable[[], object] = lambda: None
         self.writable: Callable[[], object] = lambda: None
         self.turn: Callable[[], object] = lambda: None
+        self.replied: Callable[[], object] = lambda: None
         self._changed = anyio.Event()
         reactor.add(sock, self)
 
@@ -49,6 +51,10 @@ class Source:
     def on_turn(self) -> None:
         self.called("turn")
         self.turn()
+
+    def reply(self, data: bytes) -> None:
+        self.called(f"reply {data.decode()}")
+        self.replied()
 
     def lost(self, error: OSError) -> None:
         self.calls.append(f"lost: {error}")
@@ -363,6 +369,38 @@ async def test_a_turn_asked_for_in_a_turn_comes_in_the_next(sockets: Sockets) ->
     assert source.calls.index("other") < len(source.calls) - 1, "the others are served between its turns"
 
 
+async def test_replies_come_when_all_that_are_ready_were_read(sockets: Sockets) -> None:
+    order: list[str] = []
+    made = [sockets.pair() for _ in range(3)]
+    for number, (source, peer) in enumerate(made):
+
+        def read(number: int = number, source: Source = source) -> None:
+            order.append(f"read {number}")
+            sockets.reactor.reply(source, b"%d" % number)
+
+        source.readable = read
+        source.replied = functools.partial(order.append, f"reply {number}")
+        peer.send(b"x")
+    async with running(sockets.reactor):
+        for source, _ in made:
+            await source.until(lambda source=source: len(source.calls) == 2)  # type: ignore[misc]
+    if isinstance(sockets.reactor, KernelReactor):
+        assert [each.split()[0] for each in order] == ["read"] * 3 + ["reply"] * 3
+    for number in range(3):
+        assert order.index(f"read {number}") < order.index(f"reply {number}")
+
+
+async def test_a_reply_outside_a_turn_is_sent_at_once(sockets: Sockets) -> None:
+    source, _ = sockets.pair()
+    sockets.reactor.reply(source, b"before it runs")
+    source.turn = lambda: sockets.reactor.reply(source, b"in line")
+    async with running(sockets.reactor):
+        sockets.reactor.reply(source, b"in a task")
+        sockets.reactor.again(source)
+        await source.until(lambda: len(source.calls) == 4)
+    assert source.calls == ["reply before it runs", "reply in a task", "turn", "reply in line"]
+
+
 async def test_many_ready_sockets_leave_room_for_the_rest_of_the_program(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,7 +495,7 @@ async def test_it_stops_even_while_a_source_never_rests(sockets: Sockets) -> Non
         await source.until(lambda: len(source.calls) > 10)
 
 
-@pytest.mark.parametrize("where", ["readable", "writable", "turn"])
+@pytest.mark.parametrize("where", ["readable", "writable", "turn", "replied"])
 async def test_a_fault_in_serving_one_ends_that_one_and_no_other(
     sockets: Sockets, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -465,7 +503,9 @@ async def test_a_fault_in_serving_one_ends_that_one_and_no_other(
     other, peer = sockets.pair()
     setattr(faulty, where, lambda: 1 / 0)
     async with running(sockets.reactor):
-        if where == "readable":
+        if where == "replied":
+            faulty.readable = lambda: sockets.reactor.reply(faulty, b"x")
+        if where in ("readable", "replied"):
             its_peer.send(b"x")
         elif where == "writable":
             sockets.reactor.watch(faulty.sock, read=False, write=True)
@@ -474,7 +514,8 @@ async def test_a_fault_in_serving_one_ends_that_one_and_no_other(
         await faulty.until(lambda: faulty.sock.fileno() < 0)
         peer.send(b"one")
         await other.until(lambda: other.data == b"one")
-    assert faulty.calls == [where, "lost: it could not be served"]
+    calls = ["readable", "reply x"] if where == "replied" else [where]
+    assert faulty.calls == [*calls, "lost: it could not be served"]
     [record] = [record for record in caplog.records if record.name == "goim_core.reactor"]
     assert record.exc_info is not None
     assert "Source failed in its turn" in record.getMessage()
