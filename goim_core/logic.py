@@ -66,8 +66,10 @@ class Logic:
 
     def connect(self, request: AuthRequest) -> Flow[Session]:
         """Authenticate, name the connection, see that it may come in, and register where it is."""
-        session, hook = (yield from self._authenticated(request)), self._hooks.sessions
-        key = session.key
+        # waits() and not settle() where every client comes by: a generator for each hook would cost more than
+        # most hooks do.
+        session = yield from self._authenticated(request)
+        hook, key = self._hooks.sessions, session.key
         if key:
             yield from settle(hook.check_key(session))
         else:

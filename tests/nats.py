@@ -17,6 +17,7 @@ from typing import Any
 
 import nats
 
+from examples.cluster.processes import free_ports
 from goim_core.adapters.nats import NATSQueue
 from goim_core.testing.queue_contract import Topic
 
@@ -44,8 +45,7 @@ class NATSServer:
 
     def __init__(self, program: Path, *arguments: str, jetstream: bool = True) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="goim-nats-"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        [self.port] = free_ports(1)
         self._command = [str(program), "-a", "127.0.0.1", "-p", str(self.port), *arguments]
         if jetstream:
             self._command += ["-js", "-sd", str(self._folder / "store")]

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 from redis import Redis
+
+from examples.cluster.processes import free_ports
 
 __all__ = ["HOW_TO_GET_ONE", "RedisServer", "program", "started_redis"]
 
@@ -50,8 +51,7 @@ class RedisServer:
         self._program = found
         self._options = options
         self._folder = tempfile.mkdtemp(prefix="goim-redis-")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        [self.port] = free_ports(1)
         self.start()
 
     @property

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.cluster.processes import free_ports
 from goim_core.client import Backoff, ClientState, connect
 from goim_core.client.address import Target, read_nodes
 from goim_core.errors import CloseCode, Disconnect
@@ -136,8 +137,7 @@ async def two_nodes() -> AsyncIterator[tuple[Nodes, Scripted, Scripted]]:
 
 def nobody() -> str:
     """An address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        return f"tcp://127.0.0.1:{gone.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_ports(1)[0]}"
 
 
 async def test_it_goes_to_the_first_node_that_lets_it_in() -> None:

@@ -30,6 +30,7 @@ from aiokafka.admin.config_resource import (  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.cluster.processes import free_ports
 from goim_core import OpenAuth, Server
 from goim_core.adapters.kafka import KafkaQueue
 from goim_core.adapters.kafka import connect as kafka_connect
@@ -43,7 +44,7 @@ from goim_core.queue import PushMsg, PushType
 from goim_core.registry import MemoryRegistry
 from goim_core.testing.queue_contract import DurableQueueContract, Topic, working
 from tests.conftest import BACKENDS
-from tests.kafka import HOW_TO_GET_ONE, KafkaServer, Line, free_port, program
+from tests.kafka import HOW_TO_GET_ONE, KafkaServer, Line, program
 
 pytestmark = pytest.mark.anyio
 
@@ -534,7 +535,7 @@ async def test_a_node_may_not_have_the_name_of_goims_job(broker: KafkaServer) ->
 
 
 async def test_a_wrong_address_is_said_at_the_start() -> None:
-    nowhere = f"127.0.0.1:{free_port()}"
+    nowhere = f"127.0.0.1:{free_ports(1)[0]}"
     queue = KafkaQueue([nowhere, nowhere], timeout=1)
     with pytest.raises(BackboneError, match=rf"no Kafka at servers=.*{nowhere}: cannot connect: "):
         await queue.start("node")
@@ -852,7 +853,7 @@ async def test_two_servers_share_a_topic(broker: KafkaServer, topic: str) -> Non
 
 
 async def test_a_server_that_cannot_reach_kafka_does_not_start() -> None:
-    queue = KafkaQueue(f"127.0.0.1:{free_port()}", timeout=1)
+    queue = KafkaQueue(f"127.0.0.1:{free_ports(1)[0]}", timeout=1)
     with pytest.raises(BackboneError, match="no Kafka at servers="):
         async with Server(auth=OpenAuth(), queue=queue, tcp="127.0.0.1:0"):
             raise AssertionError("it started")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from examples.cluster.processes import free_ports
 from goim_core.adapters.redis import RedisRegistry
 from goim_core.adapters.redis import registry as registry_module
 from goim_core.adapters.redis.counts import goim_slots, sum_up
@@ -388,8 +389,7 @@ async def start(url: str, **options: Any) -> str:
 
 
 async def test_a_server_that_is_not_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     said = await start(f"redis://:secret@127.0.0.1:{port}")
     assert said.startswith(f"Redis at 127.0.0.1:{port}: cannot connect, check url: ")
     assert said.endswith(": nothing was sent")

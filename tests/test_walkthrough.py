@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.cluster.processes import free_ports
 from tests.e2e.processes import PATIENCE, ROOT, environment
 from tests.pages import FENCE, TEXTS
 
@@ -118,11 +118,7 @@ class Terminal:
 @pytest.fixture
 def ports() -> dict[str, str]:
     """Free ports, in place of the page's."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    found = {port: str(sock.getsockname()[1]) for port, sock in zip(PORTS, sockets, strict=True)}
-    for sock in sockets:
-        sock.close()
-    return found
+    return dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
 
 
 @pytest.fixture
