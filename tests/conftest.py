@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import anyio
 import hypothesis  # noqa: F401  # before trio: loaded at the end, where trio is there already, it warns
 import pytest
+
+from examples.cluster import processes
 
 BACKENDS: list[Any] = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
@@ -24,6 +27,10 @@ if sys.platform != "win32":
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Processes that test side by side have ports of their own.
+_share, _of = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), 8
+processes.PORTS = processes.PORTS[_share % _of :: _of]
 
 PATIENCE = 120.0
 """Seconds of a test that waits. One that hangs then fails where it waits; pytest-timeout ends what is stuck."""

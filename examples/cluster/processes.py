@@ -18,6 +18,7 @@ __all__ = ["NotStarted", "Process", "free_ports"]
 STARTS_WITHIN = 30.0
 STOPS_WITHIN = 10.0
 PORTS = range(20_000, 32_000)
+_given: set[int] = set()
 
 
 class NotStarted(Exception):
@@ -117,16 +118,20 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports at which nobody listens now, all different.
+    """Ports at which nobody listens now, all different, and different from those that were given before.
 
     Below those that systems give to outgoing connections, one of which might have it a moment later.
     """
     found: list[int] = []
+    if len(_given) + count > len(PORTS) // 2:
+        _given.clear()  # the first of them have been used by now
     for port in random.sample(PORTS, len(PORTS)):
         if len(found) == count:
             break
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
+        if port not in _given:
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                found.append(port)
+    _given.update(found)
     return found
 
 
