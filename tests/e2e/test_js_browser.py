@@ -248,9 +248,9 @@ def test_a_token_that_is_not_refreshed_ends_the_connection_and_a_new_one_begins(
     node: Node, tab: Open
 ) -> None:
     ada = tab(1)
-    ada.page.evaluate("lifetimes = [1], stuck = true")
+    ada.page.evaluate("lifetimes = [3], stuck = true")
     ada.enter()
-    ada.until("seen('disconnect').length === 1 && client.state === 'open'")
+    ada.until("seen('disconnect').length === 1 && seen('error').length && client.state === 'open'")
     assert ada.told("disconnect") == [{"code": 4008, "message": "the token has expired", "final": False}]
     assert ada.told("error")[0]["op"] == Op.REFRESH
     assert len(ada.wires) == 2
