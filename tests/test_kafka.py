@@ -500,6 +500,21 @@ async def test_a_batch_that_shows_late_is_not_passed_over(hidden: dict[int, list
     assert sorted(await received(queue, len(queue._arrived)), key=lambda body: body[:1]) == expected
 
 
+async def test_a_topic_that_has_fewer_partitions_while_it_is_read_disturbs_nothing() -> None:
+    queue = KafkaQueue()
+    queue._partitions = {0: Partition(0, 0), 1: Partition(0, 0)}
+
+    class Shrinking(Hasty):
+        async def getmany(self, timeout_ms: int, max_records: int) -> dict[Any, list[Any]]:
+            queue._set_partitions(1)
+            return await super().getmany(timeout_ms, max_records)
+
+    queue._consumer = Shrinking({0: [], 1: []})
+    await queue._read_some()
+    assert queue._to_assign, "what came is read again, from where the new assignment begins"
+    assert not queue._arrived
+
+
 # Faults.
 
 

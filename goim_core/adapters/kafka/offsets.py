@@ -132,6 +132,7 @@ class Partition:
         self._taken.clear()
         self._epoch += 1
         self._last = None
+        self._doubted = (-1, 0)
         self.unsettled = self.published = self.position = 0
 
     def settle(self, delivery: Delivery) -> None:

@@ -255,10 +255,10 @@ class KafkaQueue(Queue):
         room = self._prefetch - len(self._arrived)
         found = await self._consumer.getmany(timeout_ms=WAIT_MS, max_records=room)
         for tp, records in found.items():
-            partition = self._partitions[tp.partition]
             for record in records:
                 if self._to_assign:
                     break  # what is left is read again, from where the new assignment begins
+                partition = self._partitions[tp.partition]
                 if partition.doubts(record.offset):
                     self._consumer.seek(tp, partition.place)
                     break
