@@ -51,7 +51,10 @@ class Conversation(Connection):
             self._authenticate(frame)
 
     def on_lone(self, frame: Frame) -> None:
-        """The same; a heartbeat that is nobody else's business is answered at the end of the turn."""
+        """The same; a heartbeat that is nobody else's business is answered at the end of the turn.
+
+        In one piece, and not by :meth:`_answer`: of all that clients send it is what comes most.
+        """
         edge = self.edge
         if self.stage is LIVE and frame.op == HEARTBEAT and not edge.logic.beats:
             self.deadline = edge.deadlines.clock.now() + edge.silence

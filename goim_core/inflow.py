@@ -16,6 +16,7 @@ from math import inf
 import anyio
 import anyio.lowlevel
 
+from goim_core.reactor import in_asyncio
 from goim_core.tls import TLSSocket
 
 __all__ = ["Inflow", "Patience", "SealedInflow", "inflow"]
@@ -118,12 +119,8 @@ class SealedInflow(Inflow):
 
 def inflow(sock: socket.socket, most: int) -> Inflow:
     """The inflow of a plain socket on the event loop that runs."""
-    loop = asyncio.get_running_loop() if _in_asyncio() else None
+    loop = asyncio.get_running_loop() if in_asyncio() else None
     return _Watched(sock, most, loop) if isinstance(loop, asyncio.SelectorEventLoop) else Inflow(sock, most)
-
-
-def _in_asyncio() -> bool:
-    return anyio.get_cancelled_exc_class() is asyncio.CancelledError
 
 
 class Patience:
@@ -131,7 +128,7 @@ class Patience:
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         self._scope = scope
-        self._loop = asyncio.get_running_loop() if _in_asyncio() else None
+        self._loop = asyncio.get_running_loop() if in_asyncio() else None
         self._timer: asyncio.TimerHandle | None = None
         self._due = inf
 

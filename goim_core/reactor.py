@@ -24,7 +24,7 @@ import anyio.lowlevel
 
 from goim_core.poller import EVENTS_A_TURN, WRITE, Poller
 
-__all__ = ["KernelReactor", "Reactor", "Socket", "Source"]
+__all__ = ["KernelReactor", "Reactor", "Socket", "Source", "in_asyncio"]
 
 _log = logging.getLogger("goim_core.reactor")
 
@@ -208,7 +208,7 @@ class KernelReactor(Reactor):
 
     async def run(self) -> None:
         """See :meth:`Reactor.run`."""
-        await (self._run_in_callbacks() if _in_asyncio() else self._run_in_task())
+        await (self._run_in_callbacks() if in_asyncio() else self._run_in_task())
 
     async def _run_in_callbacks(self) -> None:
         # A turn is taken in the event loop's own callback. To wake a task for it would cost two more polls
@@ -277,7 +277,8 @@ class KernelReactor(Reactor):
         self._poller.close()
 
 
-def _in_asyncio() -> bool:
+def in_asyncio() -> bool:
+    """Whether this task is asyncio's, or uvloop's."""
     try:
         return asyncio.current_task() is not None  # trio may be a guest in asyncio's callbacks
     except RuntimeError:

@@ -7,7 +7,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ import hypothesis  # noqa: F401  # before trio: loaded at the end, where trio is
 import pytest
 
 from examples.cluster import processes
+from tests.redis import RedisServer
 
 BACKENDS: list[Any] = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
@@ -54,3 +55,11 @@ def _patient(test: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis for the tests of one module."""
+    server = RedisServer()
+    yield server
+    server.close()

@@ -31,13 +31,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return ("asyncio", {"use_uvloop": request.param})
 
 
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def url(redis_server: RedisServer) -> str:
     redis_server.ask("FLUSHALL")
