@@ -23,7 +23,7 @@ from benchmarks.soak.field import FAULTS, IDLE, Field, others_cpu
 from benchmarks.soak.ledger import GRACE
 from benchmarks.soak.pushers import Load, Pushed, push
 from benchmarks.soak.report import Held, Level, Minute, picture
-from benchmarks.soak.verdicts import of_ends, of_memory, of_nodes, of_pushes
+from benchmarks.soak.verdicts import WARM_UP, of_ends, of_memory, of_nodes, of_pushes
 from examples.cluster.processes import NotStarted
 
 OUT = Path(__file__).parent.parent / "out"
@@ -60,6 +60,7 @@ class Soak:
 
     def __init__(self, call: argparse.Namespace, field: Field) -> None:
         self.call, self.field, self.books = call, field, Books()
+        self.hard = call.gap * WARM_UP * len(call.faults)
         self.begin = time.monotonic()
         self.minutes: list[Minute] = []
         self.levels: list[Level] = []
@@ -88,7 +89,7 @@ class Soak:
             time.sleep(1)
         load = Load(
             [node.port for node in self.field.nodes], self.call.rooms, self.call.room_rate,
-            self.call.loud_rate, self.call.conns, self.call.user_rate,
+            self.call.loud_rate, self.hard, self.call.conns, self.call.user_rate,
         )  # fmt: skip
         self.pusher = Worker(push, load)
         self.others = others_cpu(self.field, [worker.pid for worker in (*self.crowds, self.pusher)])
@@ -116,8 +117,9 @@ class Soak:
         """Do one of :data:`FAULTS`, and note what the first node holds before."""
         self.levels.append(Level(round(time.monotonic() - self.begin, 1), fault, self.field.nodes[0].held()))
         if fault == "storm":
+            hard = time.monotonic() < self.begin + self.hard
             for crowd in self.crowds:
-                crowd.tell("storm")
+                crowd.tell("hard storm" if hard else "storm")
         elif fault == "node":
             node = self.field.nodes[-1]
             self.ends.append(node.drain())

@@ -150,9 +150,9 @@ class Crowd:
                 turn[0].beat()
                 turn.rotate(-1)
 
-    def storm(self) -> None:
-        """A third of all are cut off, and come back at once."""
-        for client in random.sample(self.clients, len(self.clients) // 3):
+    def storm(self, share: int) -> None:
+        """One of so many is cut off, and comes back at once."""
+        for client in random.sample(self.clients, len(self.clients) // share):
             if client.since:
                 client.close(-1, reset=True)
 
@@ -203,7 +203,9 @@ async def _live(plan: Plan, pipe: Connection) -> None:
             case "seen":
                 pipe.send(crowd.seen())
             case "storm":
-                crowd.storm()
+                crowd.storm(3)
+            case "hard storm":
+                crowd.storm(2)
             case "settle":
                 crowd.settle()
             case "leave":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing.connection import Connection
 
 from benchmarks.soak.client import LOUD, ROOM_OP, USER_OP
@@ -40,6 +42,8 @@ class Load:
     room_rate: float
     """Pushes a second to rooms, by way of all nodes together."""
     loud_rate: float
+    hard: float
+    """For so many seconds from the begin, loud pushes come twice as often."""
     users: int
     user_rate: float
     lines: int = 4
@@ -100,8 +104,10 @@ class Pushing:
     def loudly(self, node: int) -> None:
         """Large ones to the loud room."""
         poster = Poster(self.load.ports)
-        for turn in self._turns(self.load.loud_rate):
-            self._to_room(poster, node, LOUD, node, turn + 1, BLOB)
+        rate = self.load.loud_rate
+        turns = chain(self._turns(2 * rate, self.load.hard), self._turns(rate))
+        for number, _ in enumerate(turns, 1):
+            self._to_room(poster, node, LOUD, node, number, BLOB)
 
     def _to_room(
         self, poster: Poster, node: int, room: int, who: int, number: int, blob: bytes = b""
@@ -138,16 +144,17 @@ class Pushing:
         with self._lock:
             self._waiting -= 1
 
-    def _turns(self, rate: float) -> TurnsOf:
-        return TurnsOf(self.stopping, rate)
+    def _turns(self, rate: float, seconds: float = math.inf) -> TurnsOf:
+        return TurnsOf(self.stopping, rate, seconds)
 
 
 class TurnsOf:
-    """Counts turns, ``rate`` a second; those that were missed are left out."""
+    """Counts turns, ``rate`` a second, for so many seconds; those that were missed are left out."""
 
-    def __init__(self, stopping: threading.Event, rate: float) -> None:
+    def __init__(self, stopping: threading.Event, rate: float, seconds: float = math.inf) -> None:
         self._stopping, self._gap = stopping, 1 / rate
         self._next = time.monotonic() + self._gap * random.random()
+        self._end = time.monotonic() + seconds
         self._turn = -1
 
     def __iter__(self) -> TurnsOf:
@@ -155,7 +162,7 @@ class TurnsOf:
 
     def __next__(self) -> int:
         now = time.monotonic()
-        if self._stopping.wait(max(0.0, self._next - now)):
+        if self._next > self._end or self._stopping.wait(max(0.0, self._next - now)):
             raise StopIteration
         self._next = max(self._next, now) + self._gap
         self._turn += 1

@@ -9,12 +9,12 @@ from benchmarks.soak.books import Books
 from benchmarks.soak.node import DRAIN
 from benchmarks.soak.report import Held, Level, Minute, slope
 
-__all__ = ["Verdict", "of_ends", "of_memory", "of_nodes", "of_pushes"]
+__all__ = ["WARM_UP", "Verdict", "of_ends", "of_memory", "of_nodes", "of_pushes"]
 
 Verdict: TypeAlias = tuple[str, bool]
 
 WARM_UP = 2
-"""Turns of all faults that growth leaves out: by then each has come twice, one of them under more load."""
+"""Turns of all faults that growth leaves out: harder than those that count, so memory was at its most."""
 ENOUGH = 10
 """Of how many levels growth says something."""
 LONG = 600.0
