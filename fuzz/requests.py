@@ -7,15 +7,18 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import h11
+
 from fuzz.cuts import joined, pieces
 from fuzz.loop import nothing_logged, run
 from goim_core.http_api import PushAPI
 from goim_core.http_door import HTTPDoor
+from goim_core.http_plain import plain_request
 from goim_core.protocol import pushable
 from goim_core.session import check_mid, check_room_id
 from goim_core.steps import Steps
 
-__all__ = ["check", "seeds"]
+__all__ = ["Service", "answers_in", "check", "door_to", "exchanged", "read_by_h11", "seeds"]
 
 MAX_BODY = 512
 MAX_HEADER = 1024
@@ -83,17 +86,40 @@ def check(data: bytes) -> None:
     """Every answer is one of HTTP, none is a fault, and it does not matter where the stream was cut."""
     parts = pieces(data)
     stream = b"".join(parts)
+    plain = plain_request(stream)
+    assert plain is None or plain == read_by_h11(stream)[:-1]
     answers = exchanged(stream, [len(part) for part in parts])
     if not any(status == 431 for status, _ in answers[0]):  # h11 measures what has come so far
         assert answers == exchanged(stream, [])
 
 
+def read_by_h11(data: bytes) -> tuple[str, str, dict[str, str], int, bytes, h11.Connection]:
+    """What http_plain.py says of ``data``, by h11, which has one request then and waits for nothing more."""
+    http = h11.Connection(h11.SERVER)
+    http.receive_data(data)
+    head, body = http.next_event(), b""
+    assert isinstance(head, h11.Request)
+    while isinstance(event := http.next_event(), h11.Data):
+        body += event.data
+    assert isinstance(event, h11.EndOfMessage)
+    assert http.trailing_data == (b"", False)
+    headers = {name.decode(): value.decode() for name, value in head.headers}
+    assert len(headers) == len(head.headers)
+    size = sum(len(name) + len(value) + 4 for name, value in head.headers)
+    size += len(head.method) + len(head.target) + len("  HTTP/1.1\r\n\r\n")
+    return head.method.decode(), head.target.decode(), headers, size, body, http
+
+
+def door_to(service: Service) -> HTTPDoor:
+    """The door with the push API over ``service``, and small limits."""
+    routes = PushAPI(service).routes
+    return HTTPDoor(routes, max_body=MAX_BODY, max_header=MAX_HEADER, timeout=5, idle=5, linger=5)
+
+
 def exchanged(stream: bytes, lengths: list[int]) -> tuple[list[tuple[int, bytes]], list[Any]]:
     """What is answered to ``stream``, and what the service behind the door has heard."""
     service = Service()
-    door = HTTPDoor(
-        PushAPI(service).routes, max_body=MAX_BODY, max_header=MAX_HEADER, timeout=5, idle=5, linger=5
-    )
+    door = door_to(service)
     client, server = socket.socketpair()
     with client, nothing_logged():
         accepted = _Cut(server.family, server.type, server.proto, fileno=server.detach())

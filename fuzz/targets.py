@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from fuzz import answers, frames, handshake, messages, nodes, operations, pushes, requests, tokens
+from fuzz import answers, frames, handshake, messages, nodes, operations, pushes, requests, sealed, tokens
 
 __all__ = ["ALL", "TARGETS", "Target"]
 
@@ -52,6 +52,9 @@ TARGETS = {
         (b"\x00\x00\x00\x10" + HEADER, b"\x82\x90", b"\x89\x80", b"\x88\x82"),
     ),
     "requests": Target(requests.check, requests.seeds, 4096, HTTP),
+    "sealed": Target(
+        sealed.check, sealed.seeds, 2048, (*HTTP, b"\x16\x03\x01", b"\x17\x03\x03", b"\x15\x03\x03")
+    ),
     "tokens": Target(tokens.check, tokens.seeds, 4096, (*CLAIMS, *JSON, b"goim1.", b"Cookie: token=")),
     "operations": Target(operations.check, operations.seeds, 1024, (b"live://", b'"room_id":', *JSON)),
     "pushes": Target(pushes.check, pushes.seeds, 1024, (b"\xa2\x06", b"\xff" * 9 + b"\x01", b"live://")),

@@ -12,6 +12,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import RejectConnection, Request
 from wsproto.utilities import RemoteProtocolError, generate_accept_token
 
+from goim_core.http_plain import plain_headers
 from goim_core.protocol import HEADER_SIZE, MAX_BODY
 
 __all__ = ["HandshakeError", "Terms", "checked_headers", "head_size", "upgrade", "usual_headers"]
@@ -109,11 +110,9 @@ def usual_headers(lines: bytes) -> dict[str, str] | None:
 
     What is read here is a subset of what wsproto reads, in a fifth of the time.
     """
-    text = lines.decode("latin-1")  # what is beyond ASCII is in no plain header
-    found = _HEADER.findall(text)
-    headers = {name.lower(): value for name, value in found}
-    if len(headers) != len(found) or len(found) != text.count("\n") - 1:
-        return None  # a name is repeated, or a line is no plain header
+    headers = plain_headers(lines)
+    if headers is None:
+        return None
     tokens = headers.get("connection", "").lower().split(",")
     if (
         "upgrade" not in [token.strip() for token in tokens]
@@ -128,10 +127,6 @@ def usual_headers(lines: bytes) -> dict[str, str] | None:
     return headers
 
 
-_HEADER = re.compile(
-    r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ \t!-~]*[!-~])?)?)[ \t]*\r$", re.MULTILINE
-)
-"""A line of the plain kind (RFC 9112 section 5): not folded, and without bytes beyond ASCII."""
 _LABEL = r"[a-z0-9]{1,20}(?:-[a-z0-9]{1,20}){0,2}"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL}){{0,9}}(?::[0-9]{{1,5}})?")
 """A host of the plain kind: no IDNA in it, which wsproto decodes."""

@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection: requests and answers in turn. The one module of the server that knows h11.
 
-h11 reads and writes every byte of the protocol; here are the socket, the limits and the deadlines. A
+h11 says what HTTP is. A plain request is read without it (http_plain.py), to the same result, and a plain
+answer written as h11 wrote it before (http_heads.py). Here are the socket, the limits and the deadlines. A
 socket is used as it was accepted (see inflow.py), so that it is the same on every event loop and costs no
 stream objects; with TLS it is a :class:`~goim_core.tls.TLSSocket`.
 """
@@ -10,27 +11,27 @@ from __future__ import annotations
 import math
 import socket
 from collections import Counter, OrderedDict
-from functools import lru_cache
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
 import h11
 from attrs import evolve
 
+from goim_core.http_heads import Message, message, read_whole
 from goim_core.http_message import Request, Response, error
 from goim_core.http_message import read_target as _target
+from goim_core.http_plain import plain_request
 from goim_core.inflow import Inflow, Patience, SealedInflow, inflow
 from goim_core.listener import ip_of
 from goim_core.tls import TLSSocket
 
-__all__ = ["Conversation", "Door", "Message", "message"]
+__all__ = ["Conversation", "Door"]
 
 CHUNK = 16 * 1024
 """Bytes read at once: small enough that h11 takes them apart in a few milliseconds, whatever they are."""
 DISCARD = 4 * 1024 * 1024
 """Bytes of a refused request that are read and thrown away before the socket is closed on it."""
-_NO_BODY = (204, 304)
 _LIMITS = {
     401: "api_keys",
     403: "api_keys",
@@ -40,9 +41,6 @@ _LIMITS = {
 }
 _END = h11.EndOfMessage()
 _CONTINUE = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
-
-Message: TypeAlias = tuple[h11.Response, bytes]
-"""An answer's head and body, ready to be written."""
 
 
 class Door(Protocol):
@@ -66,23 +64,6 @@ class Door(Protocol):
         """The answer to a whole request."""
 
 
-def message(response: Response) -> Message:
-    """``response`` as h11 writes it; raises what h11 raises for one that HTTP cannot say."""
-    body = b"" if response.status in _NO_BODY else response.body
-    if response.headers:
-        return _new_head(response.status, response.content_type, len(body), *response.headers), body
-    return _head(response.status, response.content_type, len(body)), body
-
-
-def _new_head(status: int, content_type: str, size: int, *headers: tuple[str, str]) -> h11.Response:
-    own = () if status in _NO_BODY else (("Content-Type", content_type), ("Content-Length", str(size)))
-    return h11.Response(status_code=status, headers=[*headers, *own])
-
-
-_head = lru_cache(maxsize=256, typed=True)(_new_head)
-"""The same for answers alike, as nearly all are: h11 checks each byte of a head that is made."""
-
-
 class _Refused(Exception):
     """The request is not read to its end; the answer says why, and the connection is closed."""
 
@@ -104,6 +85,7 @@ class Conversation:
         self._scope = anyio.CancelScope()
         self._patience = Patience(self._scope)  # for what the connection waits for just now
         self._inflow: Inflow
+        self._plain = b""  # the request that is being answered, where h11 does not know of it
         self._head_only = False
         self._most_body = 0
         self.address = ""
@@ -160,7 +142,7 @@ class Conversation:
             if refused.status in _LIMITS:
                 self._door.refusals[_LIMITS[refused.status]] += 1
             # An answer this small goes out whole, or the peer does not read anyway.
-            self._send(self._encode(*message(refused)))
+            self._send(self._encode(message(refused)))
         if refused is not None or self._http.their_state is h11.MUST_CLOSE:
             await self._part()
         elif self._raw is not self._sock:
@@ -170,7 +152,7 @@ class Conversation:
         """Tell a peer that has begun a request, if it takes that at once: its place is given to another."""
         if self._request_begun():
             full = error(503, "too many connections: try again later", (("Retry-After", "5"),))
-            self._send(self._encode(*message(_Refused(full).answer)))
+            self._send(self._encode(message(_Refused(full).answer)))
 
     async def _exchange(self) -> bool:
         """One request and its answer; whether there may be another."""
@@ -182,33 +164,44 @@ class Conversation:
         self._door.waiting.pop(self, None)
         self._patience.last(math.inf)
         if isinstance(request, Response):
-            response, body = message(request)
+            answer = message(request)
         else:
-            response, body = await self._door.answer(request)
+            answer = await self._door.answer(request)
         self._door.waiting[self] = None
-        await self._write(self._encode(response, body))
+        await self._write(self._encode(answer))
         self.answered += 1
-        if self._http.our_state is not h11.DONE:
-            return False
-        self._http.start_next_cycle()
-        return True
+        if self._http.our_state is h11.DONE:
+            self._http.start_next_cycle()
+        return self._http.our_state is h11.IDLE
 
     async def _next_request(self) -> Request | Response | None:
         """The next request, or None when the peer has no more.
 
         A Response stands for a request that is complete and yet none: it is its answer.
         """
+        self._head_only = False
+        if any(self._http.trailing_data):
+            return await self._read(0)
+        data = await self._more(0)
+        if (plain := plain_request(data)) is None:
+            self._http.receive_data(data)
+            return await self._read(1)
+        self._plain = data
+        return self._begun(*plain)
+
+    async def _read(self, waits: int) -> Request | Response | None:
+        """The same by h11, which has something of it; ``waits`` is how often it was waited for."""
         request: Request | Response | None = None
         body = bytearray()
-        waits = 0
-        self._head_only = False
         while True:
             event = self._next_event()
             if event is h11.NEED_DATA:
-                await self._more(waits)
+                self._http.receive_data(await self._more(waits))
                 waits += 1
             elif isinstance(event, h11.Request):
-                request = self._begun(event)
+                self._head_only = event.method == b"HEAD"
+                headers, size = _headers(event)
+                request = self._begun(event.method.decode(), event.target.decode(), headers, size)
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > self._most_body:
@@ -228,15 +221,15 @@ class Conversation:
         except h11.RemoteProtocolError as reason:
             raise _Refused(error(reason.error_status_hint, str(reason))) from None
 
-    def _begun(self, head: h11.Request) -> Request | Response:
-        """The request that ``head`` begins, whose body is still to come, or the answer where it is none."""
-        self._head_only = head.method == b"HEAD"
+    def _begun(
+        self, method: str, target: str, headers: dict[str, str], size: int, body: bytes = b""
+    ) -> Request | Response:
+        """The request with this head of ``size`` bytes, or the answer where it is none."""
         # h11 measures only what is incomplete; a long header that came in one piece is as long.
-        headers, size = _headers(head)
         if size > self._door.max_header:
             expected = f"headers: expected at most {self._door.max_header} bytes, got {size}"
             raise _Refused(error(431, expected))
-        request = _request(head, headers, self.address, self._certified)
+        request = self._request(method, target, headers, body)
         refusal = None if isinstance(request, Response) else self._door.refusal(request)
         if refusal is not None:
             raise _Refused(refusal)
@@ -251,8 +244,15 @@ class Conversation:
     def _too_large(self) -> _Refused:
         return _Refused(error(413, f"body: expected at most {self._most_body} bytes"))
 
-    async def _more(self, waits: int) -> None:
-        """Give h11 more bytes. ``waits`` is how often this request has waited for some before."""
+    def _request(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Request | Response:
+        try:
+            path, query = _target(target)
+        except ValueError as reason:
+            return error(400, f"target: {reason}")
+        return Request(method, path, query, headers, body, self.address, self._certified)
+
+    async def _more(self, waits: int) -> bytes:
+        """Wait for more bytes. ``waits`` is how often this request has waited for some before."""
         if self._http.they_are_waiting_for_100_continue:
             await self._write(self._http.send(_CONTINUE))
         if waits == 0:
@@ -260,15 +260,22 @@ class Conversation:
             self._patience.last(self._door.timeout if hurry else self._door.idle)
         elif waits == 1:
             self._patience.last(self._door.timeout)
-        self._http.receive_data(await self._inflow.receive())
+        return await self._inflow.receive()
 
     def _request_begun(self) -> bool:
         """Whether part of a request is here that has no answer yet."""
-        if self._http.our_state is h11.SEND_RESPONSE:
+        if self._plain or self._http.our_state is h11.SEND_RESPONSE:
             return True
         return self._http.our_state is h11.IDLE and bool(self._http.trailing_data[0])
 
-    def _encode(self, response: h11.Response, body: bytes) -> bytes:
+    def _encode(self, answer: Message) -> bytes:
+        response, head, body = answer
+        if self._plain:
+            plain, self._plain = self._plain, b""
+            if head:
+                return head + body
+            # The answer has something to say of the connection, maybe: h11 has to know what it is to.
+            read_whole(self._http, plain)
         parts = [self._http.send(response)]
         if body and not self._head_only:
             parts.append(self._http.send(h11.Data(data=body)))
@@ -324,14 +331,6 @@ def _headers(head: h11.Request) -> tuple[dict[str, str], int]:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers, size
-
-
-def _request(head: h11.Request, headers: dict[str, str], address: str, certified: bool) -> Request | Response:
-    try:
-        path, query = _target(head.target.decode("ascii"))
-    except ValueError as reason:
-        return error(400, f"target: {reason}")
-    return Request(head.method.decode("ascii"), path, query, headers, b"", address, certified)
 
 
 def _whole(head: Request, body: bytes) -> Request:

@@ -16,7 +16,8 @@ import anyio
 from goim_core.errors import ConfigurationError, HookError
 from goim_core.flow import settled
 from goim_core.guard import Guard
-from goim_core.http_conversation import Conversation, Message, message
+from goim_core.http_conversation import Conversation
+from goim_core.http_heads import Message, message
 from goim_core.http_message import JSON, Handler, Request, Response, Routes, error
 from goim_core.logs import ending_told, tell_http_ending
 from goim_core.tls import TLSSocket

@@ -61,7 +61,8 @@ class Job:
         self._lines: dict[str, _Line] = {}
         self._sending: deque[Pushing] = deque()
         self._pending = 0
-        self._work = anyio.Event()
+        self._work: anyio.Event | None = None
+        """What the task that sends waits for."""
         self._space: anyio.Event | None = None
 
     async def run(self) -> None:
@@ -90,6 +91,9 @@ class Job:
             line.waiting.append(msg)
             if not line.sending and (not line.lingers or len(line.waiting) >= self.options.batch):
                 self._start(line)
+            if self._sending:
+                # The last that is here need not wait for the other task's turn: none will be merged with it.
+                self._go_on(at_once=self._queue.empty)
 
     def _line(self, msg: PushMsg, tasks: TaskGroup) -> _Line:
         # Pushes to all and to keys have a line each, under names that are no room ids.
@@ -106,34 +110,48 @@ class Job:
         await self._clock.sleep(self.options.linger)
         if not line.sending:
             self._start(line)
+            self._go_on(at_once=True)
 
     def _start(self, line: _Line) -> None:
         line.sending = True
         self._sending.append(self._send_line(line))
-        self._work.set()
+
+    def _go_on(self, *, at_once: bool) -> None:
+        """Have what is to be sent sent, where the task that does so is not at it."""
+        if self._work is not None:
+            if at_once:
+                self._send_some()
+            if self._sending:
+                self._work.set()
 
     async def _send(self) -> None:
         while True:
             if not self._sending:
                 self._work = anyio.Event()
                 await self._work.wait()
-            until = perf_counter() + SLICE
-            while self._sending and perf_counter() < until:
-                pushing = self._sending.popleft()
-                if next(pushing, None) is not None:
-                    self._sending.append(pushing)
+                self._work = None
+            self._send_some()
             if self._sending:  # else it waits at once, which lets others run too
                 await anyio.lowlevel.checkpoint()
 
+    def _send_some(self) -> None:
+        until = perf_counter() + SLICE
+        while self._sending and perf_counter() < until:
+            pushing = self._sending.popleft()
+            if next(pushing, None) is not None:
+                self._sending.append(pushing)
+
     def _send_line(self, line: _Line) -> Pushing:
-        while line.waiting:
-            taken = self._take(line)
-            yield from self._push(taken)
-            for msg in taken:
-                self._over(msg)
-            if line.waiting:
-                yield 0.0
-        del self._lines[line.name]
+        try:
+            while line.waiting:
+                taken = self._take(line)
+                yield from self._push(taken)
+                for msg in taken:
+                    self._over(msg)
+                if line.waiting:
+                    yield 0.0
+        finally:
+            del self._lines[line.name]
 
     def _take(self, line: _Line) -> list[PushMsg]:
         """The next pushes that go as one packet. Those to keys, and to all with another op, do not mix."""

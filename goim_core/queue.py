@@ -80,6 +80,14 @@ class Queue(ABC):
         """Say that ``msg``, as :meth:`receive` returned it, has been given to comet."""
 
     @property
+    def empty(self) -> bool:
+        """Whether :meth:`receive` would have to wait; False where the queue cannot tell.
+
+        Then the job sends what it has at once. It waits a turn of the event loop where more may be here.
+        """
+        return False
+
+    @property
     def pending(self) -> int:
         """How many pushes of this process are not acknowledged yet, as far as the queue can tell."""
         return 0
@@ -126,11 +134,16 @@ class MemoryQueue(Queue):
         self.size = size
         self._waiting: deque[tuple[PushMsg, float]] = deque()
         """Each with the time at which it came."""
-        self._places = anyio.Semaphore(size, fast_acquire=True)
+        self._places = anyio.Semaphore(size)
         self._arrived = anyio.Event()
         self._unacknowledged = 0
         self._drained: anyio.Event | None = None
         self._closed = False
+
+    @property
+    def empty(self) -> bool:
+        """See :attr:`Queue.empty`."""
+        return not self._waiting
 
     @property
     def pending(self) -> int:
@@ -145,12 +158,11 @@ class MemoryQueue(Queue):
     async def publish(self, msg: PushMsg, *, nowait: bool = False) -> None:
         """See :meth:`Queue.publish`."""
         self._check_open()
-        if nowait:
-            try:
-                self._places.acquire_nowait()
-            except anyio.WouldBlock:
+        try:
+            self._places.acquire_nowait()
+        except anyio.WouldBlock:
+            if nowait:
                 raise QueueFull(f"the push queue is full: {self.size} pushes wait") from None
-        else:
             await self._places.acquire()
             if self._closed:
                 self._places.release()  # the next that waits is to be told too

@@ -46,6 +46,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "handshake": ("goim_core.handshake._SWITCHING", b"HTTP/1.1 101 \r\nSec-WebSocket-Accept: "),
     "messages": ("goim_core.websocket._usual", lambda first, *_: first & 15 == 2),
     "requests": ("goim_core.http_conversation._target", broken),
+    "sealed": ("goim_core.inflow.SealedInflow.receive", broken),
     "tokens": ("goim_core.auth.session_of", broken),
     "operations": ("goim_core.operations._decimals", broken),
     "pushes": ("goim_core.adapters.pushmsg._signed", lambda value: value),

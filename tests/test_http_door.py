@@ -552,6 +552,27 @@ async def test_a_peer_that_resets_before_its_answer() -> None:
         await peer.served.wait()
 
 
+async def test_plain_and_unusual_requests_and_answers_take_turns_on_one_connection() -> None:
+    def told(request: Request) -> Response:
+        return Response(200, b"told", headers=(("X-Told", "yes"),))
+
+    async with connected(HTTPDoor({**ROUTES, "/told": {"GET": told}})) as peer:
+        for _ in range(2):
+            assert (await peer.post("/echo", b"plain")).body == b"plain"
+            await peer.send(chunked("/echo", b"un", b"usual"))
+            assert (await peer.answer()).body == b"unusual"
+            answer = await peer.get("/told")
+            assert (answer.body, answer.headers["x-told"]) == (b"told", "yes")
+            assert (await peer.get("/hello", "HEAD")).status == 200
+            await peer.send(post("/echo", b"one") + post("/echo", b"after") + chunked("/echo", b"another"))
+            assert [(await peer.answer()).body for _ in range(3)] == [b"one", b"after", b"another"]
+            assert (await peer.get("/nowhere")).status == 404
+            assert (await peer.get("/echo", "DELETE")).headers["allow"]
+        await peer.send(post("/echo", b"last", "Connection: close\r\n"))
+        assert (await peer.answer()).headers["connection"] == "close"
+        assert await peer.rest() == b""
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

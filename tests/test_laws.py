@@ -35,13 +35,13 @@ LAYERS = [
     {"parts", "pressure", "unfinished"},
     {"task_reactor", "exchanges"},
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
-    {"admission", "budget"},
+    {"admission", "budget", "http_heads"},
     {"bucket", "presence"},
     {"channel", "websocket", "poller", "nodes", "guard"},
     {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery", "outgoing", "http_message"},
     {"session", "options", "clock", "process", "outbox"},
     {"prometheus"},
-    {"protocol", "taskgroup", "metrics", "logs", "stage"},
+    {"protocol", "taskgroup", "metrics", "logs", "stage", "http_plain"},
     {"shards", "steps", "collector"},
     {"errors", "masked"},
 ]
@@ -49,7 +49,7 @@ LEVEL = {module: -level for level, modules in enumerate(LAYERS) for module in mo
 
 SYNC = {
     "admission", "bucket", "budget", "channel", "comet", "connection", "conversation", "doors", "edge", "errors",
-    "guard", "handshake", "http_message", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations",
+    "guard", "handshake", "http_heads", "http_message", "http_plain", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations",
     "options", "outbox", "outgoing", "overview", "poller", "presence", "pressure", "process", "prometheus",
     "protocol", "room", "scrape", "session", "shards", "stage", "stats", "tls", "trace", "unfinished", "websocket",
     "weigher", "wire",
@@ -167,7 +167,7 @@ def test_each_protocol_library_has_its_place() -> None:
     }
     assert users == {
         "wsproto": {"websocket", "handshake", "client.wire"},
-        "h11": {"http_conversation", "client.nodes"},
+        "h11": {"http_conversation", "http_heads", "client.nodes"},
     }
 
 

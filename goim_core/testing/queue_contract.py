@@ -117,6 +117,14 @@ class QueueContract:
             queue.acknowledge(await queue.receive())
             assert 0 <= queue.lag < monotonic() - before + CLOCKS
 
+    async def test_it_does_not_say_that_it_is_empty_while_it_is_not(self) -> None:
+        async with self.opened() as queue:
+            for number in range(3):
+                await queue.publish(_push(b"%d" % number))
+            for _ in range(3):
+                assert not queue.empty
+                queue.acknowledge(await queue.receive())
+
     async def test_receiving_waits_for_a_push(self) -> None:
         async with self.opened() as queue:
             received: list[PushMsg] = []
