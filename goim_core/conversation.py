@@ -16,13 +16,14 @@ from typing import TypeVar
 from attrs import define
 
 from goim_core.channel import NOBODY
-from goim_core.connection import CLOSING, LIVE, Connection
 from goim_core.errors import CloseCode, Disconnect, ErrorCode, Refused
 from goim_core.flow import Flow
 from goim_core.inbox import Inbox
 from goim_core.logs import ending_told, tell_ending
 from goim_core.protocol import Frame, Op, encode
+from goim_core.reading import Reading
 from goim_core.session import AuthRequest, Session
+from goim_core.stage import CLOSING, LIVE
 from goim_core.tls import TLSSocket
 
 __all__ = ["Conversation", "taken_over"]
@@ -33,11 +34,9 @@ HEARTBEAT = int(Op.HEARTBEAT)
 
 
 @define(eq=False, weakref_slot=False)
-class Conversation(Connection):
+class Conversation(Reading):
     """A connection that speaks goim's protocol."""
 
-    expiry: float = inf
-    """When to look at the token's end again, on the wheel's clock."""
     paced: float = 0.0
     """When the rate limit would be used up by what has come, had it come evenly."""
     written: int = 0
@@ -66,11 +65,6 @@ class Conversation(Connection):
         """Send what was left for the end of the turn, unless it has ended meanwhile."""
         if self.stage is LIVE:
             self.channel.reply(data)
-
-    def due(self) -> float:
-        """The nearest of the stage's, the outbox's and the token's."""
-        due = super().due()
-        return due if due <= self.expiry else self.expiry  # noqa: FURB136  # min() is a call
 
     def on_deadline(self) -> None:
         """The peer took too long, or its token has run out or will soon."""

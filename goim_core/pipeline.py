@@ -15,7 +15,6 @@ from goim_core.census import Census
 from goim_core.channel import Counters
 from goim_core.clock import Deadlines
 from goim_core.comet import Comet
-from goim_core.connection import Stage
 from goim_core.conversation import Conversation, taken_over
 from goim_core.discovery import Discovery
 from goim_core.doors import TLS_DOORS, Contexts, check_guarded
@@ -39,6 +38,7 @@ from goim_core.reactor import Reactor
 from goim_core.registry import Registry
 from goim_core.session import Session
 from goim_core.shards import Tally
+from goim_core.stage import Stage
 from goim_core.stopping import Stopping
 from goim_core.tls import TLSSocket
 from goim_core.trace import Tracer

@@ -282,15 +282,15 @@ CONNECT = {
     # The second accept says that nobody else waits.
     "tcp": Bound(
         {"poll": 2, "_accept": 2, "setblocking": 1, "register": 1, "recv": 1, "send": 1},
-        python=117,
+        python=115,
         c=93,
-        instructions=3220,
+        instructions=3180,
     ),
     "ws": Bound(
         {"poll": 3, "_accept": 2, "setblocking": 1, "register": 1, "recv": 2, "send": 2},
-        python=150,
+        python=147,
         c=150,
-        instructions=4420,
+        instructions=4380,
     ),
 }
 

@@ -27,6 +27,7 @@ LAYERS = [
     {"http_api", "http_pages", "overview", "pipeline"},
     {"http_answers", "stopping"},
     {"http_door", "doors", "conversation", "census"},
+    {"reading"},
     {"connection", "http_conversation"},
     {"edge"},
     {"inbox", "operations", "job", "listener", "inflow"},
@@ -51,7 +52,7 @@ SYNC = {
     "admission", "bucket", "budget", "channel", "comet", "connection", "conversation", "doors", "edge", "errors",
     "guard", "handshake", "http_heads", "http_message", "http_plain", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations",
     "options", "outbox", "outgoing", "overview", "poller", "presence", "pressure", "process", "prometheus",
-    "protocol", "room", "scrape", "session", "shards", "stage", "stats", "tls", "trace", "unfinished", "websocket",
+    "protocol", "reading", "room", "scrape", "session", "shards", "stage", "stats", "tls", "trace", "unfinished", "websocket",
     "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}

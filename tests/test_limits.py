@@ -13,11 +13,11 @@ import attrs
 import pytest
 
 from goim_core.client.wire import WebSocketWire
-from goim_core.connection import FRAMES_A_TURN
 from goim_core.errors import CloseCode, Disconnect, ErrorCode
 from goim_core.hooks import AuthHook, MessageHook, SessionHook
 from goim_core.options import Options, OutboxPolicy
 from goim_core.protocol import HEADER_SIZE, Frame, Op, encode
+from goim_core.reading import FRAMES_A_TURN
 from goim_core.session import AuthRequest, Session
 from goim_core.testing import App, Client
 from goim_core.testing import running as running_app

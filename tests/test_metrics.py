@@ -172,7 +172,7 @@ def test_a_figure_without_a_name_is_told_all_the_same() -> None:
 
 
 async def metrics(app: App) -> Scraped:
-    head, body = await app.server._pipeline.http.answer(Request("GET", "/metrics", {}, {}, b""))
+    head, _, body = await app.server._pipeline.http.answer(Request("GET", "/metrics", {}, {}, b""))
     assert (b"content-type", b"text/plain; version=0.0.4; charset=utf-8") in head.headers
     return Scraped(body)
 
