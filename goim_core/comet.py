@@ -21,6 +21,7 @@ from goim_core.presence import Presence
 from goim_core.protocol import encode
 from goim_core.registry import Online
 from goim_core.room import Room
+from goim_core.senders import SHARED, Senders
 from goim_core.session import Session
 from goim_core.shards import Shards, Tally
 from goim_core.steps import Steps
@@ -61,6 +62,9 @@ class Comet:
         self.presence = Presence(Deadlines(SystemClock())) if presence is None else presence
         self.elsewhere = Online()
         """How many are online on the other nodes, as they last told."""
+        self.senders = Senders(0)
+        self.at_ease = False
+        """Whether there is little to send: then threads help, with CPU that nobody else wants."""
         self._departures = 0
         """How often a channel has left, a room or an operation too: a push that paused looks here whether
         its list is still true."""
@@ -155,7 +159,7 @@ class Comet:
     def push_keys(self, keys: Iterable[str], op: int, packet: Packet) -> Pushing:
         """Send to the channels with these keys that accept ``op``; who leaves meanwhile gets no more."""
         get = self.buckets.get
-        parts = ([c for c in map(get, part) if c is not None] for part in _parts(keys))
+        parts = ([c for c in map(get, dict.fromkeys(part)) if c is not None] for part in _parts(keys))
         yield from self._spread(parts, packet, lambda part: [c for c in part if op in c.accepts])
 
     def push_inbox(self, keys: Sequence[str], seqs: Sequence[int], op: int, body: bytes) -> Pushing:
@@ -219,17 +223,18 @@ class Comet:
     ) -> Pushing:
         """Send to those of each of ``parts`` that are ``wanted`` when it is their turn."""
         until = 0.0
+        chunk = SHARED if self.at_ease and self.senders.count else CHUNK
         for part in parts:
-            for start in range(0, len(part), CHUNK):
+            for start in range(0, len(part), chunk):
                 if until and perf_counter() >= until:
                     yield 0.0
                     until = 0.0
                 until = until or perf_counter() + SLICE
-                self._deliver(wanted(part[start : start + CHUNK]), packet)
+                self._deliver(wanted(part[start : start + chunk]), packet)
 
     def _deliver(self, channels: Sequence[Channel], packet: Packet) -> None:
         dropped = self.counters.drops.total()
-        deliver(channels, packet)
+        (self.senders.deliver if self.at_ease else deliver)(channels, packet)
         lost = self.counters.drops.total() - dropped
         self.counters.deliveries += len(channels) * packet.count - lost
 

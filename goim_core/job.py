@@ -30,6 +30,8 @@ PENDING_BYTES = 1 << 24
 """How much may wait to be sent before no more is taken off the queue, so that publishers wait."""
 MSG_BYTES = 256
 """What a push that waits costs beside its body, about."""
+EASE = 0.001
+"""After so many seconds in which nothing was sent, what is sent may cost more CPU to take less time."""
 PACKET_BYTES = 1 << 16
 """A packet is not merged beyond this, so that one receiver's buffer takes it whole."""
 
@@ -61,6 +63,8 @@ class Job:
         self._lines: dict[str, _Line] = {}
         self._sending: deque[Pushing] = deque()
         self._pending = 0
+        self._sent = 0.0
+        """When the last packet had been sent."""
         self._work: anyio.Event | None = None
         """What the task that sends waits for."""
         self._space: anyio.Event | None = None
@@ -145,7 +149,10 @@ class Job:
         try:
             while line.waiting:
                 taken = self._take(line)
+                rested = perf_counter() - self._sent >= EASE
+                self._comet.at_ease = rested and not (line.waiting or self._sending or line.lingers)
                 yield from self._push(taken)
+                self._sent = perf_counter()
                 for msg in taken:
                     self._over(msg)
                 if line.waiting:

@@ -15,7 +15,7 @@ from goim_core.protocol import INT32_MAX, MAX_BODY, MAX_ID
 
 __all__ = ["FIXED", "Options", "OutboxPolicy"]
 
-FIXED = ("backlog", "buckets", "queue_size", "ws_path")
+FIXED = ("backlog", "buckets", "queue_size", "send_threads", "ws_path")
 """The options that stay as they are while a server runs: parts are made of them, or other nodes know them."""
 
 
@@ -175,6 +175,8 @@ class Options:
     """How many pushes may be merged into one packet; 1 sends each alone."""
     linger: float = _seconds(0.0, 0)
     """How long a room's first push waits for others to be merged with (goim: 1 s); 0 sends at once."""
+    send_threads: int = _int(1, 0, 64)
+    """How many threads help to send a push to many, where there are so many other cores, and no TLS."""
     census: float = _seconds(10.0)
     """How often a node tells the others how many are online with it (goim: 10 s)."""
     buckets: int = _int(32, 1, 1 << 16)

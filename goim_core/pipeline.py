@@ -36,6 +36,7 @@ from goim_core.publisher import Publisher
 from goim_core.queue import Queue
 from goim_core.reactor import Reactor
 from goim_core.registry import Registry
+from goim_core.senders import Senders, other_cores
 from goim_core.session import Session
 from goim_core.shards import Tally
 from goim_core.stage import Stage
@@ -86,6 +87,9 @@ class Pipeline:
     async def run(self, sockets: list[tuple[str, socket.socket]], *, task_status: TaskStatus[None]) -> None:
         """Serve what comes in at ``sockets``, each with the name of its door, until :meth:`end`."""
         options, deadlines, reactor = self.options, self.deadlines, self.new_reactor()
+        sealed = any(door in TLS_DOORS for door, _ in sockets)
+        if sockets and not sealed:
+            self.comet.senders = Senders(min(options.send_threads, other_cores()))
         self.registry.on_replaced = self._replaced
         if type(self.registry).held is Registry.held:
             self.comet.users = Tally()
@@ -130,6 +134,7 @@ class Pipeline:
                 self._tasks.start_soon(self._job.run)
                 task_status.started()
         reactor.close()
+        self.comet.senders.close()
 
     def reload(self, options: Options, contexts: Contexts, guard: Guard) -> None:
         """See :meth:`goim_core.Server.reload`."""

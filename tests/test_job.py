@@ -34,10 +34,12 @@ class Recorder(Comet):
         super().__init__()
         self.pushed: list[tuple[str, list[bytes]]] = []
         self.steps: list[str] = []
+        self.eased: list[bool] = []
         self.held: set[str] = set()
 
     def record(self, whom: str, packet: Packet) -> Pushing:
         self.pushed.append((whom, [frame.body for frame in split(packet.forms[TCP])]))
+        self.eased.append(self.at_ease)
         while whom in self.held:
             yield 0.0
         for _ in range(2):
@@ -130,6 +132,36 @@ async def test_what_came_at_once_is_one_packet() -> None:
             await run.queue.publish(to_room(body))
         await run.queue.drain()
     assert comet.pushed == [(ROOM, bodies)]
+
+
+async def test_threads_help_only_where_there_is_little_to_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(job_module, "perf_counter", lambda: now)
+    comet = Recorder()
+    async with running(comet, batch=1) as run:
+        await run.publish(to_room(b"after a pause"))
+        await run.queue.drain()
+        assert comet.eased == [True]
+        await run.publish(to_room(b"right behind it"))
+        await run.queue.drain()
+        now += job_module.EASE
+        await run.publish(to_room(b"after another"), to_room(b"and one that waits"))
+        await run.queue.drain()
+        assert comet.eased == [True, False, False, False]
+        now += job_module.EASE
+        await run.publish(to_room(b"one room"), to_room(b"and another", OTHER))
+        await run.queue.drain()
+        assert comet.eased[4:] == [False, False]
+
+
+async def test_what_lingers_is_in_no_hurry() -> None:
+    comet = Recorder()
+    async with running(comet, linger=1.0) as run:
+        await run.publish(to_room(b"one"))
+        await anyio.wait_all_tasks_blocked()
+        run.clock.advance(1.0)
+        await run.queue.drain()
+    assert comet.eased == [False]
 
 
 @pytest.mark.parametrize("op", [0, 2, 6, 9, 18, -1])

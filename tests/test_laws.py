@@ -37,7 +37,7 @@ LAYERS = [
     {"task_reactor", "exchanges"},
     {"comet", "flow", "tls", "trace", "reactor", "storage", "token_auth"},
     {"admission", "budget", "http_heads"},
-    {"bucket", "presence"},
+    {"bucket", "presence", "senders"},
     {"channel", "websocket", "poller", "nodes", "guard"},
     {"queue", "registry", "wire", "handshake", "room", "hooks", "discovery", "outgoing", "http_message"},
     {"session", "options", "clock", "process", "outbox"},
@@ -52,7 +52,7 @@ SYNC = {
     "admission", "bucket", "budget", "channel", "comet", "connection", "conversation", "doors", "edge", "errors",
     "guard", "handshake", "http_heads", "http_message", "http_plain", "inbox", "listener", "logic", "logs", "metrics", "nodes", "operations",
     "options", "outbox", "outgoing", "overview", "poller", "presence", "pressure", "process", "prometheus",
-    "protocol", "reading", "room", "scrape", "session", "shards", "stage", "stats", "tls", "trace", "unfinished", "websocket",
+    "protocol", "reading", "room", "scrape", "senders", "session", "shards", "stage", "stats", "tls", "trace", "unfinished", "websocket",
     "weigher", "wire",
 }  # fmt: skip
 DEPENDENCIES = {"anyio", "attrs", "h11", "sortedcontainers", "wsproto"}
