@@ -22,7 +22,7 @@ async def ask(server: Overview, target: str, method: str = "GET") -> tuple[int, 
     """The status, and what is in the JSON of the answer."""
     path, _, query = target.partition("?")
     values = {name: tuple(found) for name, found in parse_qs(query, keep_blank_values=True).items()}
-    head, body = await server._pipeline.http.answer(Request(method, path, values, {}, b""))  # type: ignore[attr-defined]
+    head, _, body = await server._pipeline.http.answer(Request(method, path, values, {}, b""))  # type: ignore[attr-defined]
     assert (b"content-type", b"application/json; charset=utf-8") in head.headers
     return head.status_code, json.loads(body)
 

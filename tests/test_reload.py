@@ -18,7 +18,7 @@ from goim_core.testing import App, running
 pytestmark = pytest.mark.anyio
 
 TOKEN = {"mid": 1, "accepts": [int(Op.ERROR), int(Op.JOIN), 1000]}
-OTHER = {"backlog": 7, "buckets": 7, "queue_size": 7, "ws_path": "/other"}
+OTHER = {"backlog": 7, "buckets": 7, "queue_size": 7, "send_threads": 7, "ws_path": "/other"}
 
 
 def reload(app: App, **changes: Any) -> None:
