@@ -201,6 +201,13 @@ def test_a_key_push_goes_to_those_that_accept_the_op() -> None:
     assert [link.bodies() for link in (yes, no, other)] == [[b"push"], [], []]
 
 
+def test_a_key_that_is_named_twice_gets_it_once() -> None:
+    comet = Comet()
+    links = [joined(comet, key, accepts=(1000,)) for key in ("a", "b")]
+    run(comet.push_keys(["a", "b", "a"], 1000, packet()))
+    assert [link.bodies() for link in links] == [[b"push"], [b"push"]]
+
+
 def test_a_room_push_goes_to_all_in_the_room_whatever_they_accept() -> None:
     comet = Comet()
     yes, no, other = (
