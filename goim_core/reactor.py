@@ -221,23 +221,24 @@ class KernelReactor(Reactor):
 
         def turn() -> None:
             nonlocal rung
-            rung = None
-            # What a turn calls, hooks for one, may ask which task it runs in: in this one.
-            _enter_task(loop, task)
-            try:
-                self._turn()
-            except OSError as error:  # of the kernel's object, which nobody can be served without
-                if not ended.done():
-                    ended.set_exception(error)
-            finally:
-                _leave_task(loop, task)
+            if rung is not None:
+                # This turn is the one that was asked for. Left there, each would ask for one more, and the
+                # loop's round of callbacks would grow without end, with all of its tasks behind it.
+                rung.cancel()
+                rung = None
+            self._turn_as(loop, task, ended)
             if self._again:
                 ring()
+
+        def on_ring() -> None:
+            nonlocal rung
+            rung = None
+            turn()
 
         def ring() -> None:
             nonlocal rung
             if rung is None:
-                rung = loop.call_soon(turn)
+                rung = loop.call_soon(on_ring)
 
         loop.add_reader(self._poller.fileno(), turn)
         self._ring = ring
@@ -250,6 +251,19 @@ class KernelReactor(Reactor):
             loop.remove_reader(self._poller.fileno())
             if rung is not None:
                 rung.cancel()
+
+    def _turn_as(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], ended: asyncio.Future[None]
+    ) -> None:
+        """Take a turn in ``task``: what it calls, hooks for one, may ask which task it runs in."""
+        _enter_task(loop, task)
+        try:
+            self._turn()
+        except OSError as error:  # of the kernel's object, which nobody can be served without
+            if not ended.done():
+                ended.set_exception(error)
+        finally:
+            _leave_task(loop, task)
 
     async def _run_in_task(self) -> None:
         fileno = self._poller.fileno()

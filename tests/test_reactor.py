@@ -487,6 +487,28 @@ async def test_it_stops_when_it_is_cancelled_and_leaves_the_sockets_open(sockets
     assert source.calls == []
 
 
+async def test_who_never_rests_leaves_every_task_its_step() -> None:
+    """A flood that is read and asks for more turns: a task that needs rounds of the loop once waited long for it."""
+    sockets = Sockets(new_reactor())
+    source, peer = sockets.pair()
+    peer.setblocking(False)
+
+    def flood() -> None:
+        peer.send(b".")
+        sockets.reactor.again(source)
+
+    source.readable = source.turn = flood
+    steps = 100
+    async with running(sockets.reactor):
+        peer.send(b"one")
+        await source.until(lambda: len(source.calls) > 10)
+        before = source.calls.count("readable")
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        assert source.calls.count("readable") - before < 3 * steps
+    sockets.close()
+
+
 async def test_it_stops_even_while_a_source_never_rests(sockets: Sockets) -> None:
     source, _ = sockets.pair()
     source.turn = lambda: sockets.reactor.again(source)
