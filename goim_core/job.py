@@ -30,7 +30,7 @@ PENDING_BYTES = 1 << 24
 """How much may wait to be sent before no more is taken off the queue, so that publishers wait."""
 MSG_BYTES = 256
 """What a push that waits costs beside its body, about."""
-EASE = 0.001
+EASE = 0.005
 """After so many seconds in which nothing was sent, what is sent may cost more CPU to take less time."""
 PACKET_BYTES = 1 << 16
 """A packet is not merged beyond this, so that one receiver's buffer takes it whole."""
