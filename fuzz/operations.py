@@ -79,7 +79,7 @@ async def _answered(client: Client, op: int, seq: int, *, deaf: bool) -> None:
         if op == Op.RAW and deaf:
             return
         raise
-    if reply.op == Op.ERROR:
+    if reply.op == Op.ERROR and not (op == Op.ERROR and deaf):  # which is answered like any other then
         refusal = json.loads(reply.body)
         assert refusal["op"] == op
         assert 400 <= refusal["code"] < 500
