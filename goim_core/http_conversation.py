@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: requests and answers in turn. The one module of the server that knows h11.
+"""One HTTP/1.1 connection: requests and answers in turn.
 
 h11 says what HTTP is. A plain request is read without it (http_plain.py), to the same result, and a plain
 answer written as h11 wrote it before (http_heads.py). Here are the socket, the limits and the deadlines. A

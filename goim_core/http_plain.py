@@ -27,7 +27,7 @@ _HEADER = re.compile(
     r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ \t!-~]*[!-~])?)?)[ \t]*\r$", re.MULTILINE
 )
 """A line of the plain kind (RFC 9112 section 5): not folded, and without bytes beyond ASCII."""
-_SIZE = re.compile(r"[0-9]{1,9}")
+_LENGTH = re.compile(r"[0-9]{1,9}")
 
 
 def plain_headers(lines: bytes) -> dict[str, str] | None:
@@ -52,7 +52,7 @@ def plain_request(data: bytes) -> PlainRequest | None:
     if headers.get("connection", "keep-alive").lower() != "keep-alive":
         return None
     length = headers.get("content-length", "0")
-    if not _SIZE.fullmatch(length) or int(length) != len(data) - end:
+    if not _LENGTH.fullmatch(length) or int(length) != len(data) - end:
         return None
     # As h11's events give it, which leave out the blanks around a value.
     size = line.end() + 2 + sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
